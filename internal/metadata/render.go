@@ -1,0 +1,230 @@
+package metadata
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"sync"
+	"time"
+
+	"taskmeta/internal/ecs"
+)
+
+// The shapes of the v2 API. Names, order and omissions are the ECS agent's, because SDKs
+// and monitoring agents decode its answers as they are. Like the agent's, a body is what
+// json.Marshal gives: &, < and > escaped, and no newline at its end.
+type (
+	taskReply struct {
+		Cluster               string            `json:"Cluster"`
+		TaskARN               string            `json:"TaskARN"`
+		Family                string            `json:"Family"`
+		Revision              string            `json:"Revision"`
+		DesiredStatus         ecs.Status        `json:"DesiredStatus,omitempty"`
+		KnownStatus           ecs.Status        `json:"KnownStatus"`
+		Containers            []containerReply  `json:"Containers,omitempty"`
+		Limits                taskLimits        `json:"Limits,omitzero"`
+		PullStartedAt         time.Time         `json:"PullStartedAt,omitzero"`
+		PullStoppedAt         time.Time         `json:"PullStoppedAt,omitzero"`
+		ExecutionStoppedAt    time.Time         `json:"ExecutionStoppedAt,omitzero"`
+		AvailabilityZone      string            `json:"AvailabilityZone,omitempty"`
+		TaskTags              map[string]string `json:"TaskTags,omitempty"`
+		ContainerInstanceTags map[string]string `json:"ContainerInstanceTags,omitempty"`
+	}
+
+	containerReply struct {
+		DockerID      string            `json:"DockerId"`
+		Name          string            `json:"Name"`
+		DockerName    string            `json:"DockerName"`
+		Image         string            `json:"Image"`
+		ImageID       string            `json:"ImageID"`
+		Ports         []portReply       `json:"Ports,omitempty"`
+		Labels        map[string]string `json:"Labels,omitempty"`
+		DesiredStatus ecs.Status        `json:"DesiredStatus"`
+		KnownStatus   ecs.Status        `json:"KnownStatus"`
+		ExitCode      *int              `json:"ExitCode,omitempty"`
+		Limits        containerLimits   `json:"Limits"`
+		CreatedAt     time.Time         `json:"CreatedAt,omitzero"`
+		StartedAt     time.Time         `json:"StartedAt,omitzero"`
+		FinishedAt    time.Time         `json:"FinishedAt,omitzero"`
+		Type          string            `json:"Type"`
+		Networks      []networkReply    `json:"Networks"`
+		Health        *healthReply      `json:"Health,omitempty"`
+		Volumes       []volumeReply     `json:"Volumes,omitempty"`
+	}
+
+	// taskLimits are in vCPU and MiB; what is not limited is left out.
+	taskLimits struct {
+		CPU    float64 `json:"CPU,omitempty"`
+		Memory uint64  `json:"Memory,omitempty"`
+	}
+
+	// containerLimits are in CPU shares and MiB, and always written.
+	containerLimits struct {
+		CPU    uint64 `json:"CPU"`
+		Memory uint64 `json:"Memory"`
+	}
+
+	portReply struct {
+		ContainerPort uint16 `json:"ContainerPort,omitempty"`
+		Protocol      string `json:"Protocol,omitempty"`
+		HostPort      uint16 `json:"HostPort,omitempty"`
+	}
+
+	networkReply struct {
+		NetworkMode   string       `json:"NetworkMode"`
+		IPv4Addresses []netip.Addr `json:"IPv4Addresses,omitempty"`
+		IPv6Addresses []netip.Addr `json:"IPv6Addresses,omitempty"`
+	}
+
+	healthReply struct {
+		Status      string    `json:"status"`
+		StatusSince time.Time `json:"statusSince,omitzero"`
+		ExitCode    int       `json:"exitCode,omitempty"`
+		Output      string    `json:"output,omitempty"`
+	}
+
+	volumeReply struct {
+		DockerName  string `json:"DockerName,omitempty"`
+		Source      string `json:"Source,omitempty"`
+		Destination string `json:"Destination,omitempty"`
+	}
+)
+
+// networkMode is the only mode in which a task has a namespace, and so an address, of
+// its own.
+const networkMode = "awsvpc"
+
+// minShares is the least that the kernel accepts as CPU shares; the agent reports it for
+// a container without a reservation.
+const minShares = 2
+
+func newTaskReply(t *ecs.Task, zone string) taskReply {
+	r := taskReply{
+		Cluster:            t.Cluster,
+		TaskARN:            t.ARN,
+		Family:             t.Family,
+		Revision:           t.Revision,
+		DesiredStatus:      t.Desired,
+		KnownStatus:        t.Known,
+		Limits:             taskLimits{CPU: t.CPU, Memory: t.Memory},
+		PullStartedAt:      t.PullStarted.UTC(),
+		PullStoppedAt:      t.PullStopped.UTC(),
+		ExecutionStoppedAt: t.ExecutionStopped.UTC(),
+		AvailabilityZone:   zone,
+	}
+	for i := range t.Containers {
+		r.Containers = append(r.Containers, newContainerReply(&t.Containers[i]))
+	}
+	return r
+}
+
+func newContainerReply(c *ecs.Container) containerReply {
+	r := containerReply{
+		DockerID:      c.ID,
+		Name:          c.Name,
+		DockerName:    c.DockerName,
+		Image:         c.Image,
+		ImageID:       c.ImageID,
+		Labels:        c.Labels,
+		DesiredStatus: c.Desired,
+		KnownStatus:   c.Known,
+		ExitCode:      c.ExitCode,
+		Limits:        containerLimits{CPU: max(c.CPU, minShares), Memory: c.Memory},
+		CreatedAt:     c.Created.UTC(),
+		StartedAt:     c.Started.UTC(),
+		FinishedAt:    c.Finished.UTC(),
+		Type:          "NORMAL",
+	}
+	if c.Pause {
+		r.Type = "CNI_PAUSE"
+	}
+	for _, p := range c.Ports {
+		r.Ports = append(r.Ports, portReply{ContainerPort: p.Number, Protocol: p.Protocol, HostPort: p.Number})
+	}
+	network := networkReply{NetworkMode: networkMode}
+	for _, a := range c.Addrs {
+		if a.Is4() {
+			network.IPv4Addresses = append(network.IPv4Addresses, a)
+		} else {
+			network.IPv6Addresses = append(network.IPv6Addresses, a)
+		}
+	}
+	r.Networks = []networkReply{network}
+	if h := c.Health; h != nil {
+		r.Health = &healthReply{Status: h.Status, StatusSince: h.Since.UTC(), ExitCode: h.ExitCode, Output: h.Output}
+	}
+	for _, v := range c.Volumes {
+		r.Volumes = append(r.Volumes, volumeReply(v))
+	}
+	return r
+}
+
+// A page is a body ready to be sent, with its Content-Length as a header holds it, so
+// that sending it allocates nothing.
+type page struct {
+	body   []byte
+	length []string
+}
+
+func newPage(body []byte) page {
+	return page{body: body, length: []string{strconv.Itoa(len(body))}}
+}
+
+// A rendering is the pages of one task as it is at present. Each is made when it is
+// first asked for.
+type rendering struct {
+	task       *ecs.Task
+	metadata   func() (page, error)
+	withTags   func() (page, error)
+	containers []func() (page, error) // as in task.Containers
+}
+
+func newRendering(t *ecs.Task, zone string, instanceTags map[string]string) *rendering {
+	r := &rendering{
+		task:     t,
+		metadata: renderOnce(func() any { return newTaskReply(t, zone) }),
+		withTags: renderOnce(func() any {
+			reply := newTaskReply(t, zone)
+			reply.TaskTags, reply.ContainerInstanceTags = t.Tags, instanceTags
+			return reply
+		}),
+		containers: make([]func() (page, error), len(t.Containers)),
+	}
+	for i := range t.Containers {
+		r.containers[i] = renderOnce(func() any { return newContainerReply(&t.Containers[i]) })
+	}
+	return r
+}
+
+func renderOnce(reply func() any) func() (page, error) {
+	return sync.OnceValues(func() (page, error) {
+		body, err := json.Marshal(reply())
+		if err != nil {
+			return page{}, fmt.Errorf("rendering a reply: %w", err)
+		}
+		return newPage(body), nil
+	})
+}
+
+// statsPage is the object that maps the ID of each container to its statistics, byte for
+// byte as they came, or to null where there are none.
+func statsPage(containers []ecs.Container, stats map[string]json.RawMessage) page {
+	body := []byte{'{'}
+	for i, c := range containers {
+		if i > 0 {
+			body = append(body, ',')
+		}
+		body = strconv.AppendQuote(body, c.ID)
+		body = append(body, ':')
+		body = append(body, orNull(stats[c.ID])...)
+	}
+	return newPage(append(body, '}'))
+}
+
+func orNull(v json.RawMessage) json.RawMessage {
+	if v == nil {
+		return json.RawMessage("null")
+	}
+	return v
+}

@@ -1,0 +1,152 @@
+// Package metadata answers the ECS agent's task metadata API, version 2, over HTTP. Who
+// asks is told by the address that the connection comes from, and by nothing else.
+package metadata
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"time"
+	"weak"
+
+	"golang.org/x/time/rate"
+
+	"taskmeta/internal/ecs"
+)
+
+// DefaultMaxConns leaves room for 256 clients in a task that open a connection for each
+// request, since a closed one counts until the server has noticed. An idle connection
+// costs 20 KiB, and one with the largest header 100 KiB.
+const DefaultMaxConns = 512
+
+const (
+	readTimeout  = 5 * time.Second  // for a whole request, its header included
+	writeTimeout = 15 * time.Second // a first sample of statistics takes up to 2.5 s of it
+	idleTimeout  = 60 * time.Second
+
+	maxHeader = 64 << 10
+	// headerSlop is what net/http reads beyond MaxHeaderBytes before it answers 431.
+	headerSlop = 4 << 10
+)
+
+// Config is what a [Server] needs from the rest of the resolver. Functions are called at
+// once from many requests.
+type Config struct {
+	// BindingOf finds who holds an address now, or returns [ecs.ErrNoBinding]; any other
+	// error says that the bindings cannot be read. A binding is the same pointer as long
+	// as it lasts, and another once its address has been given again.
+	BindingOf func(netip.Addr) (*ecs.Binding, error)
+	// TaskOf finds the task of a binding, and how old that knowledge is if it could not
+	// be kept current. An unchanged task is the same pointer.
+	TaskOf func(context.Context, *ecs.Binding) (*ecs.Task, time.Duration, error)
+	// Stats gives Docker's statistics of the containers by ID; those that do not run are
+	// missing or nil. It returns [ecs.ErrStatsTimeout] rather than wait for long.
+	Stats func(ctx context.Context, containerIDs []string) (map[string]json.RawMessage, error)
+	// Witness confirms, once for each connection, that the client's end of it belongs to
+	// the binding's task; nil confirms all.
+	Witness func(ctx context.Context, b *ecs.Binding, client, server netip.AddrPort) error
+	// Observe is told of every answer, for metrics; it may be nil. The endpoint is one of
+	// the constants below. A connection over the cap counts as a 429 of [EndpointConnection].
+	Observe func(endpoint string, status int, took time.Duration)
+	Logger  *slog.Logger
+
+	// Rate is how many requests a task may make per second, Burst how many at once. No
+	// Rate is no limit.
+	Rate  float64
+	Burst int
+	// MaxConns is how many connections one source address may have open; one more is
+	// closed unanswered. 0 stands for [DefaultMaxConns].
+	MaxConns int
+	// AllowHost are names that the Host header may hold besides the addresses listened on.
+	AllowHost []string
+
+	AvailabilityZone string
+	InstanceTags     map[string]string
+}
+
+// What an answer was about: the values that Observe sees.
+const (
+	EndpointTask           = "metadata"
+	EndpointContainer      = "metadata/id"
+	EndpointTaskWithTags   = "metadataWithTags"
+	EndpointTaskStats      = "stats"
+	EndpointContainerStats = "stats/id"
+	EndpointNone           = "none"       // no such path
+	EndpointConnection     = "connection" // no request was read
+)
+
+// Server serves the API. Its handler is [Server.ServeHTTP]; [Server.HTTPServer] puts the
+// limits around it that a public listener needs.
+type Server struct {
+	cfg     Config
+	conns   conns
+	tenants tenants
+	// strangers limits refusals on connections that no task is known of.
+	strangers *rate.Limiter
+	warnings  map[*refusal]*warnings
+}
+
+// New makes a server. It holds nothing that needs to be closed.
+func New(cfg Config) *Server {
+	if cfg.MaxConns == 0 {
+		cfg.MaxConns = DefaultMaxConns
+	}
+	limit := rate.Inf
+	if cfg.Rate > 0 {
+		limit = rate.Limit(cfg.Rate)
+	}
+	s := &Server{
+		cfg:       cfg,
+		conns:     conns{limit: cfg.MaxConns, of: make(map[netip.Addr]map[net.Conn]struct{})},
+		tenants:   tenants{rate: limit, burst: cfg.Burst, of: make(map[weak.Pointer[ecs.Binding]]*tenant)},
+		strangers: newRefusalLimiter(),
+		warnings:  make(map[*refusal]*warnings),
+	}
+	for _, f := range refusals {
+		s.warnings[f] = &warnings{limit: rate.NewLimiter(rate.Every(time.Second), 10)}
+	}
+	return s
+}
+
+// HTTPServer is a server with time-outs, a header of 64 KiB at most and the cap on
+// connections. It may serve any number of listeners.
+func (s *Server) HTTPServer() *http.Server {
+	return &http.Server{
+		Handler:                      s,
+		DisableGeneralOptionsHandler: true, // OPTIONS * is a method like others
+		ReadTimeout:                  readTimeout,
+		WriteTimeout:                 writeTimeout,
+		IdleTimeout:                  idleTimeout,
+		MaxHeaderBytes:               maxHeader - headerSlop,
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, connKey{}, newConn(c.RemoteAddr().String(), c.LocalAddr()))
+		},
+		ConnState: s.trackConn,
+		ErrorLog:  slog.NewLogLogger(s.cfg.Logger.Handler(), slog.LevelWarn),
+	}
+}
+
+func (s *Server) trackConn(c net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateNew:
+		if !s.conns.add(c) {
+			_ = c.Close() // unread: whoever has so many gets nothing better
+			s.observe(EndpointConnection, http.StatusTooManyRequests, 0)
+			s.warn(rateLimited, peer(c.RemoteAddr().String()), errTooManyConns)
+		}
+	case http.StateClosed:
+		s.conns.remove(c)
+	}
+}
+
+var errTooManyConns = errors.New("too many open connections from one address")
+
+// CloseAddr ends all connections from addr at once and drops what is queued for them.
+// It is for an address whose binding has ended.
+func (s *Server) CloseAddr(addr netip.Addr) {
+	s.conns.reset(addr)
+}
