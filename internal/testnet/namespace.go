@@ -24,6 +24,16 @@ import (
 // holds it open, or something runs in it.
 type Namespace struct {
 	handle netns.NsHandle
+	others bool // opened, not made: what runs inside is not ours to end
+}
+
+// Open opens the network namespace at a path, such as a container's.
+func Open(path string) (*Namespace, error) {
+	handle, err := netns.GetFromPath(path)
+	if err != nil {
+		return nil, fmt.Errorf("opening network namespace %s: %w", path, err)
+	}
+	return &Namespace{handle: handle, others: true}, nil
 }
 
 // New makes an empty network namespace with its loopback interface up. It needs
@@ -127,10 +137,14 @@ func (n *Namespace) Listen(network, address string) (l net.Listener, err error) 
 	return l, err
 }
 
-// Close ends the processes that are still in the namespace and lets go of it.
+// Close lets go of the namespace. If it was made here, it first ends the processes that
+// are still inside.
 func (n *Namespace) Close() error {
 	if !n.handle.IsOpen() {
 		return nil
+	}
+	if n.others {
+		return n.handle.Close()
 	}
 	var self unix.Stat_t
 	if err := unix.Fstat(int(n.handle), &self); err != nil {
