@@ -1,0 +1,107 @@
+package bindingdb
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"taskmeta/internal/ecs"
+)
+
+// lock takes the advisory lock of the file at path, unix.LOCK_EX or unix.LOCK_SH, and
+// waits in the kernel's queue for it until ctx ends or wait is over: [ecs.ErrBusy] then.
+// Closing the file gives the lock back, as the end of the process does. The file is
+// readable by its owner alone, since whoever can open it can hold it.
+//
+// bbolt locks the bindings file as well, but looks every 50 ms whether it may.
+func lock(ctx context.Context, path string, how int, wait time.Duration) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	switch err := flock(f, how|unix.LOCK_NB); {
+	case err == nil:
+		return f, nil
+	case !errors.Is(err, unix.EWOULDBLOCK):
+		f.Close()
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	granted := make(chan error)
+	go func() {
+		err := flock(f, how)
+		select {
+		case granted <- err:
+		case <-ctx.Done():
+			f.Close()
+		}
+	}()
+	select {
+	case err := <-granted:
+		if err != nil {
+			f.Close()
+			return nil, err
+		}
+		return f, nil
+	case <-ctx.Done():
+		return nil, busy(path)
+	}
+}
+
+func flock(f *os.File, how int) error {
+	for {
+		err := unix.Flock(int(f.Fd()), how)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("locking %s: %w", f.Name(), err)
+		}
+	}
+}
+
+// busy is [ecs.ErrBusy] for a lock file, with the process that holds it if that is known.
+func busy(path string) error {
+	if who := holder(path); who != "" {
+		return fmt.Errorf("%w: %s is held by %s", ecs.ErrBusy, path, who)
+	}
+	return fmt.Errorf("%w: %s", ecs.ErrBusy, path)
+}
+
+// holder finds who holds the lock of a file in /proc/locks, whose lines look like
+//
+//	1: FLOCK  ADVISORY  WRITE 1234 00:1a:5678 0 EOF
+//
+// with the process ID, and the device and inode of the file. It returns "" if it can't.
+func holder(path string) string {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return ""
+	}
+	file := fmt.Sprintf("%02x:%02x:%d", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino)
+	locks, err := os.Open("/proc/locks")
+	if err != nil {
+		return ""
+	}
+	defer locks.Close()
+	for lines := bufio.NewScanner(locks); lines.Scan(); {
+		// Those that wait have "->" in the second place, so all their fields stand one on.
+		field := strings.Fields(lines.Text())
+		if len(field) < 6 || field[1] != "FLOCK" || field[5] != file {
+			continue
+		}
+		pid := field[4]
+		if comm, err := os.ReadFile("/proc/" + pid + "/comm"); err == nil {
+			return fmt.Sprintf("%s (process %s)", strings.TrimSpace(string(comm)), pid)
+		}
+		return "process " + pid
+	}
+	return ""
+}
