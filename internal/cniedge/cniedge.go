@@ -1,0 +1,140 @@
+// Package cniedge is what both plugins share at the edge to a container runtime: the
+// environment and standard input of a verb, the codes of errors, and the answer on
+// standard output, where a CNI plugin writes its answer and nothing else.
+package cniedge
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/version"
+)
+
+// VerbTimeout bounds a verb as a whole. Nothing in a verb takes a second by itself: what
+// takes this long will not end, and runtimes give up on a plugin after a minute or more.
+const VerbTimeout = 30 * time.Second
+
+// Versions are those of the CNI specification that the plugins speak.
+var Versions = []string{"0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"}
+
+// A Plugin is a name and a function for each verb. VERSION needs none. The context of a
+// verb ends after [VerbTimeout]. Signals end the process where it stands: a plugin must
+// survive SIGKILL anyway, and handling the others costs every ADD two more threads.
+type Plugin struct {
+	Name    string
+	Version string
+	// Help is printed for --help, and when the program is started without a verb.
+	Help string
+
+	// Add returns the result in the newest version; Main converts it to the one asked for.
+	Add    func(context.Context, *Request) (*current.Result, error)
+	Del    func(context.Context, *Request) error
+	Check  func(context.Context, *Request) error
+	GC     func(context.Context, *Request) error
+	Status func(context.Context, *Request) error
+}
+
+// Main serves the verb that the environment names and exits: with 0, or with 1 after an
+// error in JSON on standard output. A panic becomes such an error as well.
+func Main(p Plugin) {
+	if os.Getenv("CNI_COMMAND") == "" && len(os.Args) > 1 {
+		os.Exit(p.word(os.Args[1], os.Stdout, os.Stderr))
+	}
+	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)).With("plugin", p.Name))
+	// skel compares the task's namespace with ours after ADD and DEL have done their work,
+	// when an error only hides what was done. Request.checkNetns does so before ADD.
+	os.Setenv("CNI_NETNS_OVERRIDE", "true")
+
+	ctx, cancel := context.WithTimeout(context.Background(), VerbTimeout)
+	failure := skel.PluginMainFuncsWithError(p.funcs(ctx), version.PluginSupports(Versions...), p.Help)
+	cancel()
+	if failure != nil {
+		if err := failure.Print(); err != nil {
+			slog.Error("writing the error to standard output", "err", err, "code", failure.Code, "msg", failure.Error())
+		}
+		os.Exit(1)
+	}
+}
+
+// word answers a person who runs the program without a runtime, and returns the exit code.
+func (p Plugin) word(word string, stdout, stderr io.Writer) int {
+	switch word {
+	case "-h", "--help", "help":
+		fmt.Fprintln(stdout, p.Help)
+		return 0
+	case "version", "--version":
+		fmt.Fprintf(stdout, "%s %s, CNI %s to %s\n", p.Name, p.Version, Versions[0], Versions[len(Versions)-1])
+		return 0
+	}
+	fmt.Fprintf(stderr, "%s: unknown word %q: expected --help or version; verbs come in CNI_COMMAND\n", p.Name, word)
+	return 2
+}
+
+// funcs adapts the verbs to skel.
+func (p Plugin) funcs(ctx context.Context) skel.CNIFuncs {
+	start := time.Now()
+	verb := func(name string, do func(*Request) error) func(*skel.CmdArgs) error {
+		return func(args *skel.CmdArgs) error {
+			r, err := newRequest(args, start)
+			if err == nil {
+				err = protect(r, do)
+			}
+			if err == nil {
+				return nil
+			}
+			return Error(r.operation(name), err)
+		}
+	}
+	return skel.CNIFuncs{
+		Add: verb("ADD", func(r *Request) error {
+			if err := r.checkNetns(); err != nil {
+				return err
+			}
+			result, err := p.Add(ctx, r)
+			if err != nil {
+				return err
+			}
+			return types.PrintResult(result, r.CNIVersion)
+		}),
+		Del:   verb("DEL", func(r *Request) error { return p.Del(ctx, r) }),
+		Check: verb("CHECK", func(r *Request) error { return p.Check(ctx, r) }),
+		GC:    verb("GC", func(r *Request) error { return p.GC(ctx, r) }),
+		Status: verb("STATUS", func(r *Request) error {
+			return unavailable(p.Status(ctx, r))
+		}),
+	}
+}
+
+// protect runs a verb and makes a panic of it an error, so that the runtime gets JSON.
+func protect(r *Request, do func(*Request) error) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			slog.Error("panic", "value", v, "stack", string(debug.Stack()))
+			err = fmt.Errorf("panic, which is a bug in the plugin: %v", v)
+		}
+	}()
+	return do(r)
+}
+
+// unavailable makes a failure of STATUS mean "cannot serve an ADD", unless it bears a code
+// that says more: one of the two that the specification has for STATUS, or that of input
+// that cannot be used.
+func unavailable(err error) error {
+	if err == nil {
+		return nil
+	}
+	switch code(err) {
+	case types.ErrPluginNotAvailable, types.ErrLimitedConnectivity,
+		types.ErrInvalidEnvironmentVariables, types.ErrDecodingFailure, types.ErrInvalidNetworkConfig:
+		return err
+	}
+	return types.NewError(types.ErrPluginNotAvailable, err.Error(), "")
+}

@@ -1,0 +1,155 @@
+package cniedge
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/types/create"
+
+	"taskmeta/internal/ecs"
+)
+
+// A Request is a verb as the runtime asked for it.
+type Request struct {
+	// Attachment lacks container and interface for GC and STATUS.
+	ecs.Attachment
+	// Netns is the path of the task's network namespace. DEL may come with an empty one,
+	// and with one that is gone.
+	Netns string
+	// Path is CNI_PATH, where delegated plugins are looked for.
+	Path string
+	// CNIVersion is the version of the specification that the configuration is written in.
+	CNIVersion string
+	// Config is the whole network configuration as it came on standard input, and Keys are
+	// what stands at its top level.
+	Config []byte
+	Keys   map[string]json.RawMessage
+	// Start is when the process began to serve, before it read its configuration: what was
+	// recorded later, the author of the configuration did not know of.
+	Start time.Time
+
+	args string
+}
+
+func newRequest(args *skel.CmdArgs, start time.Time) (*Request, error) {
+	r := &Request{
+		Attachment: ecs.Attachment{Container: args.ContainerID, IfName: args.IfName},
+		Netns:      args.Netns,
+		Path:       args.Path,
+		Config:     args.StdinData,
+		Start:      start,
+		args:       args.Args,
+	}
+	if err := json.Unmarshal(args.StdinData, &r.Keys); err != nil {
+		return r, types.NewError(types.ErrDecodingFailure, "reading the network configuration: "+err.Error(), "")
+	}
+	for key, into := range map[string]*string{"cniVersion": &r.CNIVersion, "name": &r.Network} {
+		if err := json.Unmarshal(r.Keys[key], into); err != nil {
+			return r, BadKey(key, r.Keys[key], "a string")
+		}
+	}
+	return r, nil
+}
+
+// operation names the request in messages.
+func (r *Request) operation(verb string) string {
+	if r.Container == "" {
+		return fmt.Sprintf("%s of network %s", verb, r.Network)
+	}
+	return fmt.Sprintf("%s of %s", verb, r.Attachment)
+}
+
+// checkNetns refuses the plugin's own network namespace: addresses and routes meant for a
+// task would end up on the host. A namespace that is missing is for the verb to judge.
+func (r *Request) checkNetns() error {
+	task, err := os.Stat(r.Netns)
+	if err != nil {
+		return nil
+	}
+	own, err := os.Stat("/proc/thread-self/ns/net")
+	if err != nil {
+		return fmt.Errorf("looking at the plugin's own network namespace: %w", err)
+	}
+	if os.SameFile(task, own) {
+		return types.NewError(types.ErrInvalidNetNS,
+			fmt.Sprintf("CNI_NETNS is %q, which is the plugin's own network namespace: expected the task's", r.Netns), "")
+	}
+	return nil
+}
+
+// PrevResult returns the result of the plugins that ran before, in the newest version, or
+// nil where there is none.
+func (r *Request) PrevResult() (*current.Result, error) {
+	value := r.Keys["prevResult"]
+	if len(value) == 0 || string(value) == "null" {
+		return nil, nil
+	}
+	result, err := create.Create(r.CNIVersion, value)
+	if err != nil {
+		return nil, fmt.Errorf("%w (%w)", BadKey("prevResult", value, "a result of CNI "+r.CNIVersion), err)
+	}
+	prev, err := current.NewResultFromResult(result)
+	if err != nil {
+		return nil, fmt.Errorf("converting prevResult from CNI %s: %w", r.CNIVersion, err)
+	}
+	return prev, nil
+}
+
+// ValidAttachments returns the attachments that a GC must keep, and false where the
+// configuration has no such list at all. The specification wants one, but cnitool sends
+// none; taking that for an empty list would free what is in use. A null is an empty list,
+// since that is what libcni makes of one.
+func (r *Request) ValidAttachments() (valid map[ecs.Attachment]bool, given bool, err error) {
+	const key = "cni.dev/valid-attachments"
+	value, given := r.Keys[key]
+	if !given {
+		return nil, false, nil
+	}
+	bad := BadKey(key, value, `a list such as [{"containerID": "c1", "ifname": "eth0"}]`)
+	var list []types.GCAttachment
+	if err := json.Unmarshal(value, &list); err != nil {
+		return nil, true, bad
+	}
+	valid = make(map[ecs.Attachment]bool, len(list))
+	for _, a := range list {
+		if a.ContainerID == "" || a.IfName == "" {
+			return nil, true, bad
+		}
+		valid[ecs.Attachment{Network: r.Network, Container: a.ContainerID, IfName: a.IfName}] = true
+	}
+	return valid, true, nil
+}
+
+// TaskARN returns what CNI_ARGS says of the task: the value of TASK_ARN, or nothing. As
+// CNI has it, a key that is not known is an error unless IgnoreUnknown is set as well.
+func (r *Request) TaskARN() (string, error) {
+	const expected = `pairs such as "TASK_ARN=arn:aws:ecs:…;IgnoreUnknown=1"`
+	var arn, unknown string
+	var ignore bool
+	for pair := range strings.SplitSeq(r.args, ";") {
+		key, value, ok := strings.Cut(pair, "=")
+		switch {
+		case r.args == "":
+		case !ok:
+			return "", BadEnv("CNI_ARGS", r.args, expected)
+		case key == "TASK_ARN":
+			arn = value
+		case key == "IgnoreUnknown":
+			if err := (*types.UnmarshallableBool)(&ignore).UnmarshalText([]byte(value)); err != nil {
+				return "", BadEnv("CNI_ARGS", r.args, "IgnoreUnknown=1 or IgnoreUnknown=0")
+			}
+		case unknown == "":
+			unknown = key
+		}
+	}
+	if unknown != "" && !ignore {
+		return "", BadEnv("CNI_ARGS", r.args, fmt.Sprintf("no key but TASK_ARN unless IgnoreUnknown=1 is added: %q is unknown", unknown))
+	}
+	return arn, nil
+}
