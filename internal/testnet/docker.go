@@ -45,7 +45,7 @@ func StartDocker(n *Namespace) (*Daemon, error) {
 	}
 	d := &Daemon{Host: "unix://" + filepath.Join(dir, "docker.sock"), ns: n, dir: dir}
 	if err := d.Start(); err != nil {
-		return nil, errors.Join(err, d.Close())
+		return nil, errors.Join(err, d.Stop(), unmountBelow(dir), os.RemoveAll(dir))
 	}
 	return d, nil
 }
@@ -144,8 +144,9 @@ func (d *Daemon) cli(stdin io.Reader, args ...string) (string, error) {
 }
 
 // Import makes an image of files: paths in the image to paths on this machine. A path
-// on this machine that starts with "->" makes a symbolic link instead.
-func (d *Daemon) Import(name string, files map[string]string) error {
+// on this machine that starts with "->" makes a symbolic link instead. Changes are
+// instructions of a Dockerfile, such as "EXPOSE 80".
+func (d *Daemon) Import(name string, files map[string]string, changes ...string) error {
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
 	paths := make([]string, 0, len(files))
@@ -161,7 +162,11 @@ func (d *Daemon) Import(name string, files map[string]string) error {
 	if err := w.Close(); err != nil {
 		return err
 	}
-	_, err := d.cli(&buf, "import", "-", name)
+	args := []string{"import"}
+	for _, change := range changes {
+		args = append(args, "--change", change)
+	}
+	_, err := d.cli(&buf, append(args, "-", name)...)
 	return err
 }
 
@@ -196,9 +201,9 @@ func Busybox() (map[string]string, error) {
 }
 
 // Image is Import for a test.
-func (d *Daemon) Image(t testing.TB, name string, files map[string]string) {
+func (d *Daemon) Image(t testing.TB, name string, files map[string]string, changes ...string) {
 	t.Helper()
-	if err := d.Import(name, files); err != nil {
+	if err := d.Import(name, files, changes...); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -223,15 +228,29 @@ func (d *Daemon) Pid(t testing.TB, container string) string {
 	return pid
 }
 
-// Close removes the containers, ends the daemon and removes its directory.
+// Close removes the containers, ends the daemon and removes its directory. A daemon that
+// is stopped or paused is woken up for it, since nobody else ends its containers.
 func (d *Daemon) Close() error {
-	var errs []error
-	if ids, err := d.CLI("ps", "--all", "--quiet", "--no-trunc"); err == nil && ids != "" {
-		_, err := d.CLI(append([]string{"rm", "--force", "--volumes"}, strings.Fields(ids)...)...)
-		errs = append(errs, err)
+	return errors.Join(d.removeAll(), d.Stop(), unmountBelow(d.dir), os.RemoveAll(d.dir))
+}
+
+func (d *Daemon) removeAll() error {
+	select {
+	case <-d.done:
+		if err := d.Start(); err != nil {
+			return err
+		}
+	default:
+		if err := d.Resume(); err != nil {
+			return fmt.Errorf("resuming dockerd: %w", err)
+		}
 	}
-	errs = append(errs, d.Stop(), unmountBelow(d.dir), os.RemoveAll(d.dir))
-	return errors.Join(errs...)
+	ids, err := d.CLI("ps", "--all", "--quiet", "--no-trunc")
+	if err != nil || ids == "" {
+		return err
+	}
+	_, err = d.CLI(append([]string{"rm", "--force", "--volumes"}, strings.Fields(ids)...)...)
+	return err
 }
 
 // unmountBelow detaches what a daemon that did not end well left mounted under dir.
@@ -243,7 +262,8 @@ func unmountBelow(dir string) error {
 	var errs []error
 	for line := range strings.Lines(string(mounts)) {
 		if point := strings.Fields(line)[4]; strings.HasPrefix(point, dir+"/") {
-			if err := unix.Unmount(point, unix.MNT_DETACH); err != nil {
+			err := unix.Unmount(point, unix.MNT_DETACH)
+			if err != nil && !errors.Is(err, unix.EINVAL) { // gone since
 				errs = append(errs, fmt.Errorf("unmounting %s: %w", point, err))
 			}
 		}

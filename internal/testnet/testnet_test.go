@@ -2,7 +2,9 @@ package testnet_test
 
 import (
 	"context"
+	"errors"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -82,6 +84,12 @@ func TestADockerDaemonOfItsOwn(t *testing.T) {
 		t.Skip("starts a Docker daemon")
 	}
 	ns := testnet.T(t)
+	var pid string
+	t.Cleanup(func() { // after the daemon's own
+		if _, err := os.Stat(filepath.Join("/proc", pid)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("the container runs on after its daemon was closed, which was stopped before: %v", err)
+		}
+	})
 	d := testnet.Docker(t, ns)
 	files, err := testnet.Busybox()
 	if err != nil {
@@ -98,5 +106,9 @@ func TestADockerDaemonOfItsOwn(t *testing.T) {
 	running, err := d.CLI("ps", "--quiet", "--no-trunc")
 	if err != nil || running != id {
 		t.Errorf("running after the daemon's restart: %q, %v; want %s", running, err, id)
+	}
+	pid = d.Pid(t, id)
+	if err := d.Stop(); err != nil {
+		t.Fatal(err)
 	}
 }
