@@ -1,0 +1,129 @@
+package link
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink/nl"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// A Task acts in a task's network namespace. It is for one goroutine at a time.
+type Task struct {
+	conn
+	ns netns.NsHandle
+}
+
+// OpenTask opens the network namespace at path. It needs CAP_SYS_ADMIN, as every entering
+// of a namespace does.
+func OpenTask(path string) (*Task, error) {
+	ns, err := netns.GetFromPath(path)
+	if err != nil {
+		return nil, fmt.Errorf("opening network namespace %s: %w", path, err)
+	}
+	c, err := dial(ns)
+	if err != nil {
+		ns.Close()
+		return nil, fmt.Errorf("entering network namespace %s: %w", path, err)
+	}
+	return &Task{c, ns}, nil
+}
+
+// Close lets go of the namespace.
+func (t *Task) Close() {
+	t.close()
+	t.ns.Close()
+}
+
+// A Route is one of the task's. With an invalid gateway the destination is on the link;
+// a blackhole has no interface. Table, Priority, MTU (bytes) and AdvMSS (bytes) are the
+// kernel's defaults when 0; Scope when nil.
+type Route struct {
+	Dst                          netip.Prefix
+	Gateway                      netip.Addr
+	Blackhole                    bool
+	Table, Priority, MTU, AdvMSS int
+	Scope                        *int
+}
+
+// An Interface is what a task's end of a veth pair is to have.
+type Interface struct {
+	Name   string
+	MAC    net.HardwareAddr
+	Addrs  []netip.Prefix
+	Routes []Route
+}
+
+// Configure brings the interface up with its addresses, then adds the routes in order.
+// The subnets of the addresses are not taken to be on the link: who is to be reached
+// needs a route. A route whose destination has one already is left out: the first wins.
+func (t *Task) Configure(i Interface) error {
+	l, err := t.link(i.Name)
+	if err != nil {
+		return err
+	}
+	index := l.Attrs().Index
+	steps := []step{noLinkLocal(i.Name), setUp(i.Name, macAttr(i.MAC))}
+	for _, p := range i.Addrs {
+		steps = append(steps, addAddr(index, p, false))
+	}
+	for _, r := range i.Routes {
+		steps = append(steps, r.add(index))
+	}
+	return t.do(steps...)
+}
+
+// add is the step that adds the route.
+func (r Route) add(index int) step {
+	m := &nl.RtMsg{RtMsg: unix.RtMsg{
+		Family: uint8(family(r.Dst.Addr())), Dst_len: uint8(r.Dst.Bits()),
+		Table: unix.RT_TABLE_MAIN, Protocol: unix.RTPROT_STATIC, Type: unix.RTN_UNICAST, Scope: unix.RT_SCOPE_UNIVERSE,
+	}}
+	s := newStep(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, fmt.Sprintf("adding route %s", r), m,
+		nl.NewRtAttr(unix.RTA_DST, r.Dst.Masked().Addr().AsSlice()))
+	s.fine = unix.EEXIST
+	switch {
+	case r.Blackhole:
+		m.Type = unix.RTN_BLACKHOLE
+	case r.Gateway.IsValid():
+		s.AddData(nl.NewRtAttr(unix.RTA_GATEWAY, r.Gateway.AsSlice()))
+	default:
+		m.Scope = unix.RT_SCOPE_LINK
+	}
+	if !r.Blackhole {
+		s.AddData(nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(index))))
+	}
+	if r.Scope != nil {
+		m.Scope = uint8(*r.Scope)
+	}
+	if r.Table != 0 {
+		m.Table = unix.RT_TABLE_UNSPEC // the attribute holds what a byte cannot
+		s.AddData(nl.NewRtAttr(unix.RTA_TABLE, nl.Uint32Attr(uint32(r.Table))))
+	}
+	if r.Priority != 0 {
+		s.AddData(nl.NewRtAttr(unix.RTA_PRIORITY, nl.Uint32Attr(uint32(r.Priority))))
+	}
+	if r.MTU != 0 || r.AdvMSS != 0 {
+		metrics := nl.NewRtAttr(unix.RTA_METRICS, nil)
+		if r.MTU != 0 {
+			metrics.AddRtAttr(unix.RTAX_MTU, nl.Uint32Attr(uint32(r.MTU)))
+		}
+		if r.AdvMSS != 0 {
+			metrics.AddRtAttr(unix.RTAX_ADVMSS, nl.Uint32Attr(uint32(r.AdvMSS)))
+		}
+		s.AddData(metrics)
+	}
+	return s
+}
+
+func (r Route) String() string {
+	switch {
+	case r.Blackhole:
+		return "blackhole " + r.Dst.String()
+	case r.Gateway.IsValid():
+		return fmt.Sprintf("%s via %s", r.Dst, r.Gateway)
+	}
+	return r.Dst.String() + " on the link"
+}

@@ -1,0 +1,204 @@
+package link
+
+import (
+	"encoding/base32"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"taskmeta/internal/ecs"
+)
+
+// ErrNameTaken: the task's namespace has an interface of the wanted name already.
+var ErrNameTaken = errors.New("the interface name is taken in the task's namespace")
+
+var lower = base32.NewEncoding("0123456789abcdefghijklmnopqrstuv").WithPadding(base32.NoPadding)
+
+// HostName is the name of the host's end of an attachment's veth pair. A link's name has
+// at most 15 bytes, so it is a hash of the attachment, of 55 bits.
+func HostName(a ecs.Attachment) string {
+	return "ecsv" + lower.EncodeToString(hash(a))[:11]
+}
+
+// hostMAC is the MAC of the same end. Nothing is sent to it.
+func hostMAC(a ecs.Attachment) net.HardwareAddr {
+	return append(net.HardwareAddr{0x0e}, hash(a)[:5]...)
+}
+
+func hash(a ecs.Attachment) []byte {
+	h := fnv.New64a()
+	fmt.Fprintf(h, "%s\x00%s\x00%s", a.Network, a.Container, a.IfName)
+	return h.Sum(nil)
+}
+
+// The alias of the host's end says whose it is and since when: four words after this one.
+// The kernel keeps 255 bytes of it.
+const (
+	aliasMark = "taskmeta"
+	aliasMax  = 255
+)
+
+func alias(a ecs.Attachment, now time.Time) string {
+	return strings.Join([]string{aliasMark, a.Network, a.Container, a.IfName, now.UTC().Format(time.RFC3339Nano)}, " ")
+}
+
+// parseAlias reports whether the alias is one of ours.
+func parseAlias(s string) (a ecs.Attachment, created time.Time, ok bool) {
+	f := strings.Split(s, " ")
+	if len(f) != 5 || f[0] != aliasMark {
+		return ecs.Attachment{}, time.Time{}, false
+	}
+	created, err := time.Parse(time.RFC3339Nano, f[4])
+	return ecs.Attachment{Network: f[1], Container: f[2], IfName: f[3]}, created, err == nil
+}
+
+// A Veth is the host's end of an attachment's veth pair.
+type Veth struct {
+	Attachment ecs.Attachment
+	Created    time.Time
+	Name       string
+	Index      int
+	MAC        net.HardwareAddr
+	Up         bool
+	// Bridge is the index of the bridge whose port it is, or 0.
+	Bridge int
+}
+
+// MakeVeth makes the pair: the host's end as a port of the bridge, the other in the
+// task's namespace under the attachment's interface name, both down. The error is
+// [ecs.ErrHeld] for an attachment that has a pair, and [ErrNameTaken] where its name is
+// somebody else's.
+func (h *Host) MakeVeth(t *Task, a ecs.Attachment, b Bridge, mtu int, now time.Time) (Veth, error) {
+	name := HostName(a)
+	owner := alias(a, now)
+	if len(owner) > aliasMax {
+		return Veth{}, fmt.Errorf("the names of network and container have %d bytes: expected at most %d", len(a.Network)+len(a.Container), aliasMax-(len(owner)-len(a.Network)-len(a.Container)))
+	}
+	size := nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(mtu)))
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
+	peer := info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(nl.VETH_INFO_PEER, nil)
+	nl.NewIfInfomsgChild(peer, unix.AF_UNSPEC)
+	peer.AddRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(a.IfName))
+	peer.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(t.ns)))
+	peer.AddChild(size)
+
+	made := h.try(
+		linkStep(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, "making veth "+name, nl.NewIfInfomsg(unix.AF_UNSPEC), name, size, macAttr(hostMAC(a)), info),
+		setLink("making "+name+" a port of "+b.Name, name,
+			nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(owner)), nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(b.Index)))),
+	)
+	if err := made[0]; errors.Is(err, unix.EEXIST) {
+		if _, held := h.link(name); held == nil {
+			return Veth{}, fmt.Errorf("veth %s exists: %w", name, ecs.ErrHeld)
+		}
+		return Veth{}, fmt.Errorf("%s: %w", a.IfName, ErrNameTaken)
+	} else if err != nil {
+		return Veth{}, err
+	}
+	err := made[1]
+	if err == nil {
+		var v Veth
+		if v, _, err = h.Veth(a); err == nil {
+			return v, nil
+		}
+	}
+	return Veth{}, errors.Join(err, h.do(linkStep(unix.RTM_DELLINK, 0, "removing veth "+name, nl.NewIfInfomsg(unix.AF_UNSPEC), name)))
+}
+
+// SetUp brings the host's end up: from here on the task's frames reach the bridge.
+func (h *Host) SetUp(v Veth) error { return h.do(setUp(v.Name)) }
+
+// Veth returns the attachment's veth, and false where there is none. An interface of its
+// name that does not say that it is this attachment's is not.
+func (h *Host) Veth(a ecs.Attachment) (Veth, bool, error) {
+	l, err := h.link(HostName(a))
+	if errors.Is(err, unix.ENODEV) {
+		return Veth{}, false, nil
+	}
+	if err != nil {
+		return Veth{}, false, err
+	}
+	v, ok := veth(l)
+	return v, ok && v.Attachment == a, nil
+}
+
+// veth reads a veth of ours.
+func veth(l netlink.Link) (Veth, bool) {
+	attrs := l.Attrs()
+	a, created, ok := parseAlias(attrs.Alias)
+	if !ok || l.Type() != "veth" {
+		return Veth{}, false
+	}
+	return Veth{
+		Attachment: a, Created: created, Name: attrs.Name, Index: attrs.Index, MAC: attrs.HardwareAddr,
+		Up: attrs.Flags&net.FlagUp != 0, Bridge: attrs.MasterIndex,
+	}, true
+}
+
+// Veths returns the veths of all attachments on this host.
+func (h *Host) Veths() ([]Veth, error) {
+	links, err := consistent(netlink.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("listing interfaces: %w", err)
+	}
+	var veths []Veth
+	for _, l := range links {
+		if v, ok := veth(l); ok {
+			veths = append(veths, v)
+		}
+	}
+	return veths, nil
+}
+
+// DelVeth removes both ends; ends that are gone are as good as removed. The kernel takes
+// some 16 ms for it, in most of which it tidies up after a link that nothing can come from
+// any more: that is when meanwhile runs. The error is of both.
+func (h *Host) DelVeth(v Veth, meanwhile func() error) error {
+	events, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK)
+	if err != nil {
+		return fmt.Errorf("subscribing to changes of links: %w", err)
+	}
+	info := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	info.Index = int32(v.Index)
+	remove := newStep(unix.RTM_DELLINK, 0, "removing veth "+v.Name, info)
+	remove.fine = unix.ENODEV
+	removed := make(chan error, 1)
+	go func() {
+		removed <- h.do(remove)
+		events.Close()
+	}()
+	if !awaitRemoval(events, v.Index) { // no word of it: gone before, or not removed
+		if err := <-removed; err != nil {
+			return err
+		}
+		return meanwhile()
+	}
+	return errors.Join(meanwhile(), <-removed)
+}
+
+// awaitRemoval reports whether the socket told of the link's removal before it was closed.
+func awaitRemoval(events *nl.NetlinkSocket, index int) bool {
+	for {
+		messages, _, err := events.Receive()
+		if err != nil {
+			return false
+		}
+		for _, m := range messages {
+			if m.Header.Type != unix.RTM_DELLINK {
+				continue
+			}
+			// A bridge tells of its port's removal as well, in its own family and earlier.
+			if info := nl.DeserializeIfInfomsg(m.Data); int(info.Index) == index && info.Family == unix.AF_UNSPEC {
+				return true
+			}
+		}
+	}
+}
