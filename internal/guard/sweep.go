@@ -1,0 +1,155 @@
+package guard
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/userdata"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// A rule is what a port's chain says of one of its rules: its number, which no other
+// rule ever has, and the task's address, which the last rule has none of.
+type rule struct {
+	handle uint64
+	addr   netip.Addr
+}
+
+// installed lists the rules of a port's chain: none where there is no chain, or no
+// nftables. The library's list decodes all of them, and drops the kernel's error.
+func installed(link string) ([]rule, error) {
+	chain := portChain(link)
+	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP)
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.NFPROTO_NETDEV})
+	req.AddData(nl.NewRtAttr(unix.NFTA_RULE_TABLE, nl.ZeroTerminated(chain.Table.Name)))
+	req.AddData(nl.NewRtAttr(unix.NFTA_RULE_CHAIN, nl.ZeroTerminated(chain.Name)))
+	answers, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+	if errors.Is(err, netlink.ErrDumpInterrupted) {
+		return installed(link)
+	}
+	// Without netfilter there is no such socket; without nftables, no such request.
+	if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EINVAL) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the chain of port %s: %w", link, explain(err))
+	}
+	var rules []rule
+	for _, answer := range answers {
+		attrs, err := nl.ParseRouteAttr(answer[nl.SizeofNfgenmsg:])
+		if err != nil {
+			return nil, fmt.Errorf("reading the chain of port %s: %w", link, err)
+		}
+		var r rule
+		for _, a := range attrs {
+			switch a.Attr.Type & nl.NLA_TYPE_MASK {
+			case unix.NFTA_RULE_HANDLE:
+				r.handle = binary.BigEndian.Uint64(a.Value)
+			case unix.NFTA_RULE_USERDATA:
+				comment, _ := userdata.GetString(a.Value, userdata.TypeComment)
+				r.addr, _ = netip.ParseAddr(comment) // someone else's rule may say anything
+			}
+		}
+		rules = append(rules, r)
+	}
+	return rules, nil
+}
+
+// Sweep removes what killed plugins left behind: chains of ports that no longer exist,
+// and neighbours of the bridge whose MAC address is on none of its ports. It may run
+// beside ADD and DEL.
+func Sweep(bridge string) error {
+	return errors.Join(sweepChains(), sweepNeighbours(bridge))
+}
+
+func sweepChains() error {
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("opening a netlink socket: %w", err)
+	}
+	chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyNetdev)
+	if err != nil {
+		return fmt.Errorf("listing the chains of table netdev %s: %w", tableName, explain(err))
+	}
+	var errs []error
+	for _, chain := range chains {
+		link, ours := strings.CutPrefix(chain.Name, chainPrefix)
+		if !ours || chain.Table.Name != tableName {
+			continue
+		}
+		rules, err := installed(link)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		// The rules were read before the link was looked for, so they are those of a link
+		// that is gone, even if it returns now.
+		if _, err := index(link); !errors.As(err, new(netlink.LinkNotFoundError)) {
+			errs = append(errs, err)
+			continue
+		}
+		// A chain that was made anew meanwhile has rules of other handles, which fails the
+		// whole batch and leaves it alone.
+		for _, r := range rules {
+			errs = append(errs, conn.DelRule(&nftables.Rule{Table: chain.Table, Chain: chain, Handle: r.handle}))
+		}
+		conn.DelChain(chain)
+		if err := conn.Flush(); err != nil && !gone(err) {
+			errs = append(errs, fmt.Errorf("deleting chain %s: %w", chain.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func sweepNeighbours(bridge string) error {
+	i, err := index(bridge)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	// Neighbours first: Attach enters a MAC address before the neighbours that have it.
+	known, err := neighbours(i, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("listing the neighbours on %s: %w", bridge, err)
+	}
+	entries, err := neighbours(0, unix.AF_BRIDGE)
+	if err != nil {
+		return fmt.Errorf("listing the MAC addresses of %s: %w", bridge, err)
+	}
+	onPort := map[string]bool{}
+	for _, e := range entries {
+		if e.MasterIndex == i && e.LinkIndex != i {
+			onPort[e.HardwareAddr.String()] = true
+		}
+	}
+	var errs []error
+	for _, n := range known {
+		if n.State&netlink.NUD_PERMANENT == 0 || onPort[n.HardwareAddr.String()] {
+			continue
+		}
+		addr, ok := netip.AddrFromSlice(n.IP)
+		if ok {
+			errs = append(errs, removeNeighbours(bridge, []netip.Addr{addr.Unmap()}))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// neighbours lists the entries of a link, or of every link for 0. A list that changed
+// while it was read is read again.
+func neighbours(link, family int) ([]netlink.Neigh, error) {
+	for {
+		list, err := netlink.NeighList(link, family)
+		if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return list, err
+		}
+	}
+}
