@@ -1,0 +1,143 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+	"golang.org/x/sys/unix"
+
+	"taskmeta/internal/cniedge"
+	"taskmeta/internal/link"
+)
+
+// check compares what is there with what ADD returned.
+func check(ctx context.Context, r *cniedge.Request) error {
+	conf, err := parseConfig(r.Config)
+	if err != nil {
+		return err
+	}
+	prev, err := r.PrevResult()
+	if err != nil {
+		return err
+	}
+	if prev == nil {
+		return cniedge.BadKey("prevResult", nil, "the result of the ADD that is to be checked")
+	}
+	plugin, err := findIPAM(r, conf.ipam)
+	if err != nil {
+		return err
+	}
+	if err := checkLinks(r, conf, prev); err != nil {
+		return types.NewError(cniedge.CodeMismatch, err.Error(), "")
+	}
+	return plugin.do(ctx, "CHECK")
+}
+
+// checkLinks names the first thing that is not as ADD left it.
+func checkLinks(r *cniedge.Request, conf *config, prev *current.Result) error {
+	own := slices.IndexFunc(prev.Interfaces, func(i *current.Interface) bool { return i.Name == r.IfName && i.Sandbox != "" })
+	if own < 0 {
+		return fmt.Errorf("prevResult has no interface %s", r.IfName)
+	}
+	g, err := given(prev, own)
+	if err != nil {
+		return err
+	}
+	host, task, err := open(r)
+	if err != nil {
+		return err
+	}
+	defer host.Close()
+	defer task.Close()
+	bridge, err := host.Bridge(conf.bridge)
+	if err != nil {
+		return err
+	}
+	if err := host.CheckAddrs(bridge, append(g.gateways, link.Endpoint)...); err != nil {
+		return err
+	}
+	v, ok, err := host.Veth(r.Attachment)
+	switch {
+	case err != nil:
+		return err
+	case !ok:
+		return fmt.Errorf("veth %s is missing", link.HostName(r.Attachment))
+	case v.Bridge != bridge.Index:
+		return fmt.Errorf("veth %s is not a port of %s", v.Name, bridge.Name)
+	case !v.Up:
+		return fmt.Errorf("veth %s is down", v.Name)
+	}
+	want := conf.wants(r.IfName, g)
+	if want.MAC, err = net.ParseMAC(prev.Interfaces[own].Mac); err != nil {
+		return fmt.Errorf("prevResult: %w", err)
+	}
+	if err := task.Check(want); err != nil {
+		return err
+	}
+	return conf.port(pair{g, bridge, v}, want).Check()
+}
+
+// given is the part of a result that belongs to the interface of that index: its
+// addresses, and all of the routes, which name no interface.
+func given(prev *current.Result, own int) (grant, error) {
+	part := &current.Result{Routes: prev.Routes}
+	for _, ip := range prev.IPs {
+		if ip.Interface != nil && *ip.Interface == own {
+			part.IPs = append(part.IPs, ip)
+		}
+	}
+	g, err := newGrant(part)
+	if err != nil {
+		return grant{}, fmt.Errorf("prevResult: %w", err)
+	}
+	return g, nil
+}
+
+// status says whether an ADD could be served, as far as can be told without one.
+func status(ctx context.Context, r *cniedge.Request) error {
+	conf, err := parseConfig(r.Config)
+	if err != nil {
+		return err
+	}
+	plugin, err := findIPAM(r, conf.ipam)
+	if err != nil {
+		return err
+	}
+	if err := privileged(); err != nil {
+		return err
+	}
+	host, err := link.OpenHost()
+	if err != nil {
+		return err
+	}
+	defer host.Close()
+	if _, err := host.Bridge(conf.bridge); err != nil && !errors.Is(err, unix.ENODEV) {
+		return err
+	}
+	return plugin.do(ctx, "STATUS")
+}
+
+// privileged reports the capability that an ADD would fail for the lack of.
+func privileged() error {
+	var have [2]unix.CapUserData
+	if err := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &have[0]); err != nil {
+		return fmt.Errorf("reading capabilities: %w", err)
+	}
+	for _, need := range []struct {
+		bit       uint
+		name, why string
+	}{
+		{unix.CAP_NET_ADMIN, "CAP_NET_ADMIN", "to make interfaces"},
+		{unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN", "to enter the namespaces of tasks"},
+	} {
+		if have[need.bit/32].Effective&(1<<(need.bit%32)) == 0 {
+			return fmt.Errorf("%s is missing, which is needed %s: run the plugin as root", need.name, need.why)
+		}
+	}
+	return nil
+}

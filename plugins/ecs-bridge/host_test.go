@@ -1,0 +1,213 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/google/go-cmp/cmp"
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"taskmeta/internal/bindingdb"
+	"taskmeta/internal/ecs"
+	"taskmeta/internal/testnet"
+)
+
+// bin is where the programs are that the tests start.
+var bin string
+
+// programs are ecs-bridge, what it delegates to, and the runtime.
+var programs = []string{
+	"taskmeta/plugins/ecs-bridge",
+	"taskmeta/plugins/ecs-ipam",
+	"github.com/containernetworking/plugins/plugins/ipam/host-local",
+	"github.com/containernetworking/cni/cnitool",
+}
+
+func TestMain(m *testing.M) {
+	testscript.Main(built{m}, map[string]func(){"ecs-bridge": main})
+}
+
+// built runs the tests with the programs built.
+type built struct{ *testing.M }
+
+func (b built) Run() int {
+	code, err := b.run()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "building the programs:", err)
+		return 1
+	}
+	return code
+}
+
+func (b built) run() (code int, err error) {
+	if bin, err = os.MkdirTemp("", "ecs-bridge-bin-"); err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(bin)) }()
+	if err := os.Chmod(bin, 0o755); err != nil { // one test starts them as somebody else
+		return 0, err
+	}
+	build := exec.Command("go", append([]string{"build", "-o", bin + "/"}, programs...)...)
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return 0, fmt.Errorf("%w\n%s", err, out)
+	}
+	return b.M.Run(), nil
+}
+
+// A host is a network namespace with a bindings file, where a runtime starts plugins.
+type host struct {
+	*testnet.Namespace
+	db string
+	// path is CNI_PATH.
+	path string
+}
+
+func newHost(t testing.TB) *host {
+	t.Helper()
+	return &host{Namespace: testnet.T(t), db: filepath.Join(t.TempDir(), "bindings.db"), path: bin}
+}
+
+// conf is a configuration with keys of its own, such as `"mtu": 1400`.
+func conf(keys ...string) string {
+	return `{` + strings.Join(append([]string{`"cniVersion": "1.1.0", "name": "ecs-task", "type": "ecs-bridge"`, `"ipam": {"type": "ecs-ipam"}`}, keys...), ", ") + `}`
+}
+
+// command is one start of the plugin. An empty netns is none.
+func (h *host) command(verb, container, netns, conf string) *exec.Cmd {
+	cmd := exec.Command(filepath.Join(bin, "ecs-bridge"))
+	cmd.Stdin = strings.NewReader(conf)
+	cmd.Env = append(os.Environ(), "IPAM_DB_PATH="+h.db, "CNI_PATH="+h.path, "CNI_COMMAND="+verb,
+		"CNI_CONTAINERID="+container, "CNI_IFNAME=eth0", "CNI_NETNS="+netns)
+	return cmd
+}
+
+// call starts the plugin and returns its answer; a failure is the *types.Error that stood
+// on standard output.
+func (h *host) call(verb, container, netns, conf string) (*current.Result, error) {
+	return h.answer(h.command(verb, container, netns, conf))
+}
+
+func (h *host) answer(cmd *exec.Cmd) (*current.Result, error) {
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := h.Run(cmd)
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && exit.ExitCode() == 1 {
+		failure := &types.Error{}
+		if err := json.Unmarshal(stdout.Bytes(), failure); err != nil {
+			return nil, fmt.Errorf("not an error in JSON: %q, %w\n%s", stdout.Bytes(), err, stderr.Bytes())
+		}
+		return nil, failure
+	}
+	if err != nil || stdout.Len() == 0 {
+		return nil, err
+	}
+	result := &current.Result{}
+	return result, json.Unmarshal(stdout.Bytes(), result)
+}
+
+// must calls the plugin and ends the test if it fails.
+func (h *host) must(t testing.TB, verb, container, netns, conf string) *current.Result {
+	t.Helper()
+	result, err := h.call(verb, container, netns, conf)
+	if err != nil {
+		t.Fatalf("%s of %s: %v", verb, container, err)
+	}
+	return result
+}
+
+// refused calls the plugin, which has to answer with an error of that code and text.
+func (h *host) refused(t testing.TB, verb, container, netns, conf string, code uint, text string) {
+	t.Helper()
+	_, err := h.call(verb, container, netns, conf)
+	var failure *types.Error
+	if !errors.As(err, &failure) {
+		t.Errorf("%s of %s: got %v, want code %d", verb, container, err, code)
+		return
+	}
+	if failure.Code != code || !strings.Contains(failure.Error(), text) {
+		t.Errorf("%s of %s: got code %d: %v\nwant code %d: %s", verb, container, failure.Code, failure, code, text)
+	}
+}
+
+// sh runs a line of the shell on the host, or in another namespace, and returns what it
+// writes.
+func sh(t testing.TB, ns *testnet.Namespace, line string) string {
+	t.Helper()
+	cmd := exec.Command("sh", "-ec", line)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := ns.Run(cmd); err != nil {
+		t.Fatalf("%s: %v\n%s", line, err, out.Bytes())
+	}
+	return strings.TrimSpace(out.String())
+}
+
+// things is all that an attachment could leave on a host.
+type things struct {
+	Links, Neighbours, Chains, Ports string
+	Bindings                         []ecs.Attachment
+}
+
+// things lists what there is, but for bridges.
+func (h *host) things(t testing.TB) things {
+	t.Helper()
+	var s things
+	s.Links = sh(t, h.Namespace, `(ip -o link; ip -o link show type bridge) | cut -d: -f2 | cut -d@ -f1 | sort | uniq -u`)
+	s.Neighbours = sh(t, h.Namespace, `ip neigh show nud permanent`)
+	s.Chains = sh(t, h.Namespace, `nft list chains netdev | grep chain || true`)
+	s.Ports = sh(t, h.Namespace, `bridge link show`)
+	for _, b := range h.bindings(t) {
+		s.Bindings = append(s.Bindings, b.Attachment)
+	}
+	return s
+}
+
+func (h *host) bindings(t testing.TB) []*ecs.Binding {
+	t.Helper()
+	r, err := bindingdb.NewReader(h.db, bindingdb.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := r.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.All()
+}
+
+// left fails the test if anything is on the host that was not there before.
+func (h *host) left(t testing.TB, before things) {
+	t.Helper()
+	if diff := cmp.Diff(before, h.things(t)); diff != "" {
+		t.Errorf("what is left (-before +after):\n%s", diff)
+	}
+}
+
+// plugin puts a shell script into CNI_PATH, ahead of the programs.
+func (h *host) plugin(t testing.TB, name, script string) {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	h.path = dir + ":" + h.path
+}
+
+// address is the first one of a result.
+func address(t testing.TB, r *current.Result) string {
+	t.Helper()
+	if r == nil || len(r.IPs) == 0 {
+		t.Fatalf("no address in %v", r)
+	}
+	return r.IPs[0].Address.String()
+}
