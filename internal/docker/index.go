@@ -1,0 +1,202 @@
+// Package docker keeps an index of a Docker daemon's containers in memory, current by the
+// daemon's events, and finds in it the task of a binding and the statistics of its
+// containers.
+package docker
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/docker/docker/client"
+
+	"taskmeta/internal/ecs"
+)
+
+// Config is what an [Index] needs. Its functions are called at once from many goroutines.
+type Config struct {
+	// Host is the daemon's address as in DOCKER_HOST, which is used if it is empty.
+	Host string
+	// Addresses returns the addresses in the network namespace of a process.
+	Addresses func(pid int) ([]netip.Addr, error)
+	// Counters returns the counters of the interfaces in the network namespace of a
+	// process, by name and without loopback.
+	Counters func(pid int) (map[string]ecs.Counters, error)
+	Logger   *slog.Logger
+}
+
+// times are the index's bounds on waiting.
+type times struct {
+	call     time.Duration // for an answer of the daemon's
+	patience time.Duration // for what a request waits to be looked at
+	probe    time.Duration // between two looks whether the daemon still answers
+	resync   time.Duration // between two comparisons with the daemon's list
+	addrs    time.Duration // for which a namespace's addresses are taken as known
+	look     time.Duration // between two looks for the same unknown task
+
+	retryMin, retryMax time.Duration // between attempts to reach a daemon that is gone
+
+	sample time.Duration // for a container's statistics
+	fresh  time.Duration // for which a sample answers questions
+	idle   time.Duration // for which statistics flow on without a question
+}
+
+var defaultTimes = times{
+	call:     5 * time.Second,
+	patience: 2 * time.Second,
+	probe:    3 * time.Second,
+	resync:   5 * time.Minute,
+	addrs:    5 * time.Second,
+	look:     time.Second,
+	retryMin: 100 * time.Millisecond,
+	retryMax: 3 * time.Second,
+	sample:   2500 * time.Millisecond,
+	fresh:    2 * time.Second,
+	idle:     time.Minute,
+}
+
+// inspectors is how many containers are inspected at once.
+const inspectors = 8
+
+// pageSize is how many containers are listed at once: a list of ten thousand would take
+// more memory than all that is kept of them.
+const pageSize = 500
+
+// An Index knows the daemon's containers. It may be used by many goroutines at once, and
+// answers while [Index.Run] runs.
+type Index struct {
+	cfg   Config
+	cli   *client.Client
+	times times
+
+	// gen changes with all that may change a task.
+	gen atomic.Uint64
+	// lost is when the index was last known to be current, nil while it is.
+	lost atomic.Pointer[time.Time]
+	// tried is closed once the first attempt to list the containers is over.
+	tried     chan struct{}
+	triedOnce sync.Once
+
+	events, resyncs atomic.Uint64
+
+	mu        sync.Mutex
+	catalogue catalogue
+	backlog   backlog
+	since     time.Time // of the present state, connected or not
+	contact   time.Time // when the daemon answered last
+	err       error     // why the daemon is gone
+	views     views
+	streams   streams
+}
+
+// New makes an index of the daemon at cfg.Host. Nothing is asked of it before Run.
+func New(cfg Config) (*Index, error) {
+	opts := []client.Opt{client.FromEnv, client.WithAPIVersionNegotiation()}
+	if cfg.Host != "" {
+		opts = append(opts, client.WithHost(cfg.Host))
+	}
+	cli, err := client.NewClientWithOpts(opts...)
+	if err != nil {
+		return nil, fmt.Errorf("the Docker daemon's address %q: %w", cfg.Host, err)
+	}
+	now := time.Now()
+	x := &Index{
+		cfg: cfg, cli: cli, times: defaultTimes,
+		tried: make(chan struct{}), since: now, contact: now,
+		catalogue: newCatalogue(),
+		views:     newViews(),
+	}
+	x.backlog.init(&x.mu)
+	x.lost.Store(&now)
+	return x, nil
+}
+
+// Run keeps the index current until ctx ends, and waits for all that it has started. A
+// daemon that cannot be reached is tried again and again.
+func (x *Index) Run(ctx context.Context) error {
+	x.streams.open(ctx)
+	defer x.streams.end()
+	retry := x.times.retryMin
+	for {
+		began := time.Now()
+		err := x.follow(ctx)
+		if ctx.Err() != nil {
+			return x.cli.Close()
+		}
+		x.disconnected(err)
+		if time.Since(began) > x.times.retryMax {
+			retry = x.times.retryMin
+		}
+		select {
+		case <-time.After(retry/2 + rand.N(retry)):
+		case <-ctx.Done():
+		}
+		retry = min(2*retry, x.times.retryMax)
+	}
+}
+
+// connected marks the index as current.
+func (x *Index) connected() {
+	x.mu.Lock()
+	x.since, x.err = time.Now(), nil
+	known := len(x.catalogue.entries)
+	x.mu.Unlock()
+	x.lost.Store(nil)
+	x.triedOnce.Do(func() { close(x.tried) })
+	x.cfg.Logger.Info("the Docker daemon is connected", "host", x.cli.DaemonHost(), "containers", known)
+}
+
+// disconnected marks the index as only what was known when the daemon answered last.
+func (x *Index) disconnected(err error) {
+	x.mu.Lock()
+	first := x.err == nil
+	x.err = err
+	x.backlog.drop()
+	contact := x.contact
+	if x.lost.CompareAndSwap(nil, &contact) {
+		x.since = time.Now()
+	}
+	x.mu.Unlock()
+	x.gen.Add(1)
+	x.triedOnce.Do(func() { close(x.tried) })
+	if first {
+		x.cfg.Logger.Warn("the Docker daemon is unavailable; what is known of it is served", "host", x.cli.DaemonHost(), "err", err)
+	}
+}
+
+// A State is how an index is doing.
+type State struct {
+	// Connected is whether the index is current, and Since for how long it is, or is not.
+	Connected bool
+	Since     time.Time
+	// Err says why it is not connected, if an attempt has failed.
+	Err error
+	// Containers and Streams are how many there are, Events and Resyncs how many there were.
+	Containers, Streams int
+	Events, Resyncs     uint64
+}
+
+// State returns the index's state for status pages and metrics.
+func (x *Index) State() State {
+	streams := x.streams.count()
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return State{
+		Connected: x.lost.Load() == nil, Since: x.since, Err: x.err,
+		Containers: len(x.catalogue.entries), Streams: streams,
+		Events: x.events.Load(), Resyncs: x.resyncs.Load(),
+	}
+}
+
+// age is how long ago the index was last known to be current, 0 if it is.
+func (x *Index) age() time.Duration {
+	if lost := x.lost.Load(); lost != nil {
+		return max(time.Since(*lost), 1)
+	}
+	return 0
+}

@@ -1,0 +1,236 @@
+package docker
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/events"
+
+	"taskmeta/internal/ecs"
+)
+
+const never = "0001-01-01T00:00:00Z"
+
+// sample is what the daemon sends, odd in its form so that a change shows.
+func sample(read, preread, more string) string {
+	return fmt.Sprintf(`{ "read":%q , "preread":%q,"cpu_stats":{"cpu_usage":{"total_usage":18446744073709551615}}%s}`, read, preread, more)
+}
+
+const now, before = "2026-01-01T00:00:01.000000001Z", "2026-01-01T00:00:00.000000001Z"
+
+// sampling sets what the daemon sends as statistics.
+func (f *fake) sampling(sample func(id string, n int) (string, bool)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.sample = sample
+}
+
+// statsOf runs an index of a task and waits until it is known.
+func statsOf(t testing.TB, containers ...*container.InspectResponse) (*fake, *Index) {
+	t.Helper()
+	f, x := indexOf(t, containers...)
+	mustTask(t, x, bindingOf(containers[0].ID))
+	return f, x
+}
+
+func TestStatsAreDockersOwnBytes(t *testing.T) {
+	t.Parallel()
+	pause, app := newContainer(0, "", arn), newContainer(1, fullID(0), arn)
+	ended := stopped(newContainer(2, pause.ID, arn), 0)
+	f := newFake(t)
+	for _, c := range []*container.InspectResponse{pause, app, ended} {
+		f.keep(c)
+	}
+	f.start(t)
+	x := newIndex(t, f)
+	x.cfg.Counters = func(pid int) (map[string]ecs.Counters, error) {
+		if pid != pause.State.Pid {
+			t.Errorf("interfaces of process %d, want %d", pid, pause.State.Pid)
+		}
+		return map[string]ecs.Counters{"eth0": {RxBytes: 1, RxPackets: 2, RxErrors: 3, RxDropped: 4, TxBytes: 5, TxPackets: 6, TxErrors: 7, TxDropped: 8}}, nil
+	}
+	run(t, x)
+	mustTask(t, x, bindingOf(pause.ID))
+	const theirs = `,"networks":{"eth9":{}}`
+	f.sampling(func(id string, n int) (string, bool) {
+		more := ""
+		if id == pause.ID {
+			more = theirs
+		}
+		if n == 0 {
+			return sample(now, never, more), true
+		}
+		return sample(now, before, more), true
+	})
+	stats, err := x.Stats(t.Context(), []string{pause.ID, app.ID, ended.ID})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{
+		pause.ID: sample(now, before, theirs),
+		app.ID: sample(now, before, `,"networks":{"eth0":{"rx_bytes":1,"rx_packets":2,"rx_errors":3,"rx_dropped":4,`+
+			`"tx_bytes":5,"tx_packets":6,"tx_errors":7,"tx_dropped":8}}`),
+		ended.ID: "",
+	}
+	for id, want := range want {
+		if got := string(stats[id]); got != want {
+			t.Errorf("container %.4s: %s, want %s", id, got, want)
+		}
+	}
+}
+
+func TestAStreamIsSharedAndEnds(t *testing.T) {
+	t.Parallel()
+	pause := newContainer(0, "", arn)
+	f, x := statsOf(t, pause)
+	var asking sync.WaitGroup
+	for range 50 {
+		asking.Go(func() {
+			if stats, err := x.Stats(t.Context(), []string{pause.ID}); err != nil || stats[pause.ID] == nil {
+				t.Errorf("Stats: %s, %v", stats, err)
+			}
+		})
+	}
+	asking.Wait()
+	if n := f.count("stats"); n != 1 || x.State().Streams != 1 {
+		t.Errorf("%d streams were opened for 50 questions and %d are open, want 1 and 1", n, x.State().Streams)
+	}
+	question := time.NewTicker(x.times.idle / 10)
+	defer question.Stop()
+	for range 20 { // asked for, it stays
+		<-question.C
+		if _, err := x.Stats(t.Context(), []string{pause.ID}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := f.count("stats"); n != 1 {
+		t.Errorf("%d streams were opened while questions came, want 1", n)
+	}
+	await(t, "the stream to end", func() error {
+		if n, m := x.State().Streams, f.openStreams(); n+m > 0 {
+			return fmt.Errorf("%d are open here and %d at the daemon", n, m)
+		}
+		return nil
+	})
+	if _, err := x.Stats(t.Context(), []string{pause.ID}); err != nil {
+		t.Errorf("after its end: %v", err)
+	}
+}
+
+func TestSamplesThatStopComing(t *testing.T) {
+	t.Parallel()
+	pause := newContainer(0, "", arn)
+	f, x := statsOf(t, pause)
+	ask := func() error {
+		start := time.Now()
+		stats, err := x.Stats(t.Context(), []string{pause.ID})
+		if took := time.Since(start); took > 5*time.Second {
+			t.Errorf("a question took %v", took)
+		}
+		if err == nil && stats[pause.ID] == nil {
+			err = errors.New("no statistics, and no error")
+		}
+		return err
+	}
+	going, stall := make(chan struct{}), make(chan struct{})
+	f.sampling(func(string, int) (string, bool) {
+		select {
+		case <-stall:
+			<-going
+		default:
+		}
+		return sample(now, before, ""), true
+	})
+	if err := ask(); err != nil {
+		t.Fatal(err)
+	}
+	close(stall)
+	await(t, "the last sample to be too old", func() error {
+		if err := ask(); !errors.Is(err, ecs.ErrStatsTimeout) {
+			return fmt.Errorf("Stats: %v, want %v", err, ecs.ErrStatsTimeout)
+		}
+		return nil
+	})
+	close(going)
+	await(t, "the recovery", ask)
+}
+
+func TestStreamsThatFail(t *testing.T) {
+	t.Parallel()
+	tests := map[string]func(id string, n int) (string, bool){
+		"garbage":               func(string, int) (string, bool) { return "<html>", true },
+		"a number":              func(string, int) (string, bool) { return "1", true },
+		"half a sample":         func(_ string, n int) (string, bool) { return `{"read":"` + now + `",`, n == 0 },
+		"the end":               func(string, int) (string, bool) { return "", false },
+		"a time that cannot be": func(string, int) (string, bool) { return `{"read":"today"}`, true },
+	}
+	for name, bad := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pause := newContainer(0, "", arn)
+			f, x := statsOf(t, pause)
+			f.sampling(bad)
+			if _, err := x.Stats(t.Context(), []string{pause.ID}); !errors.Is(err, ecs.ErrDockerUnavailable) {
+				t.Errorf("Stats: %v, want %v", err, ecs.ErrDockerUnavailable)
+			}
+			f.sampling(func(string, int) (string, bool) { return sample(now, before, ""), true })
+			stats, err := x.Stats(t.Context(), []string{pause.ID})
+			if err != nil || !json.Valid(stats[pause.ID]) {
+				t.Errorf("after the recovery: %s, %v", stats, err)
+			}
+		})
+	}
+}
+
+func TestAContainerThatStopsWhileItIsAskedFor(t *testing.T) {
+	t.Parallel()
+	pause := newContainer(0, "", arn)
+	f, x := statsOf(t, pause)
+	f.sampling(func(_ string, n int) (string, bool) {
+		if n == 0 {
+			f.put(events.ActionDie, stopped(pause, 0))
+		}
+		return sample(never, never, ""), true // what Docker sends then
+	})
+	stats, err := x.Stats(t.Context(), []string{pause.ID})
+	if err != nil || stats[pause.ID] != nil {
+		t.Errorf("Stats: %s, %v, want nothing", stats, err)
+	}
+	f.silently(func() { f.forget(pause.ID) })
+	if stats, err = x.Stats(t.Context(), []string{pause.ID}); err != nil || stats[pause.ID] != nil {
+		t.Errorf("after its removal: %s, %v, want nothing", stats, err)
+	}
+}
+
+func TestStatsWithoutADaemon(t *testing.T) {
+	t.Parallel()
+	pause := newContainer(0, "", arn)
+	f := newFake(t)
+	f.keep(pause)
+	f.start(t)
+	x := newIndex(t, f)
+	stop := run(t, x)
+	mustTask(t, x, bindingOf(pause.ID))
+	if _, err := x.Stats(t.Context(), []string{pause.ID}); err != nil {
+		t.Fatal(err)
+	}
+	f.stop()
+	await(t, "the loss", func() error {
+		if _, err := x.Stats(t.Context(), []string{pause.ID}); !errors.Is(err, ecs.ErrDockerUnavailable) {
+			return fmt.Errorf("Stats: %v, want %v", err, ecs.ErrDockerUnavailable)
+		}
+		return nil
+	})
+	stop()
+	if _, err := x.Stats(t.Context(), []string{pause.ID}); !errors.Is(err, ecs.ErrDockerUnavailable) {
+		t.Errorf("after Run: %v, want %v", err, ecs.ErrDockerUnavailable)
+	}
+	if n := x.State().Streams; n > 0 {
+		t.Errorf("%d streams are open after Run", n)
+	}
+}

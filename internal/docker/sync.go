@@ -1,0 +1,296 @@
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/events"
+	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/client"
+	"golang.org/x/sync/errgroup"
+
+	"taskmeta/internal/ecs"
+)
+
+// follow keeps the index current for as long as the daemon lets it. It returns why it
+// could not go on.
+func (x *Index) follow(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	messages, errs, err := x.subscribe(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		cancel()
+		for range errs { // until the stream is closed
+		}
+	}()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return x.heed(ctx, messages, errs) })
+	for range inspectors {
+		g.Go(func() error { return x.work(ctx) })
+	}
+	g.Go(func() error { return x.probe(ctx) })
+	g.Go(func() error { return x.compare(ctx) })
+	return g.Wait()
+}
+
+// subscribe opens the stream of events. The daemon sends the header of its answer a moment
+// before it subscribes, so a plain stream could miss what happens in between; since 0 has
+// it send once more what it remembers, which is harmless and asks for nobody's clock.
+func (x *Index) subscribe(ctx context.Context) (<-chan events.Message, <-chan error, error) {
+	args := filters.NewArgs(
+		filters.Arg("type", string(events.ContainerEventType)),
+		filters.Arg("type", string(events.NetworkEventType)),
+	)
+	for _, action := range []events.Action{
+		events.ActionCreate, events.ActionStart, events.ActionDie, events.ActionDestroy, events.ActionRename,
+		events.ActionHealthStatus, events.ActionUpdate, events.ActionPause, events.ActionUnPause, events.ActionOOM,
+		events.ActionConnect, events.ActionDisconnect,
+	} {
+		args.Add("event", string(action))
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	timer := time.AfterFunc(x.times.call, func() { cancel(context.DeadlineExceeded) })
+	messages, errs := x.cli.Events(ctx, events.ListOptions{Since: "0", Filters: args})
+	if !timer.Stop() {
+		<-errs
+		return nil, nil, fmt.Errorf("subscribing to events: %w", context.Cause(ctx))
+	}
+	return messages, errs, nil
+}
+
+// heed has a container inspected whenever something happens to it. It must be quick: a
+// daemon drops the events of a reader that keeps it waiting for 100 ms.
+func (x *Index) heed(ctx context.Context, messages <-chan events.Message, errs <-chan error) error {
+	for {
+		select {
+		case m := <-messages:
+			x.events.Add(1)
+			id := m.Actor.ID
+			if m.Type == events.NetworkEventType {
+				id = m.Actor.Attributes["container"]
+			}
+			if len(id) >= shortID {
+				x.touch(id)
+			}
+		case err := <-errs:
+			return fmt.Errorf("following events: %w", err)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// touch has a container inspected after now.
+func (x *Index) touch(id string) {
+	x.mu.Lock()
+	x.backlog.add(id)
+	x.contact = time.Now()
+	x.mu.Unlock()
+	x.gen.Add(1)
+}
+
+// probe asks the daemon from time to time whether it still answers, because one that hangs
+// keeps the stream of events open. It also has another try at what could not be inspected.
+func (x *Index) probe(ctx context.Context) error {
+	tick := time.NewTicker(x.times.probe)
+	defer tick.Stop()
+	reported := 0
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if err := x.ping(ctx); err != nil {
+			return fmt.Errorf("asking whether it answers: %w", err)
+		}
+		x.mu.Lock()
+		x.contact = time.Now()
+		failed, example := len(x.backlog.failed), error(nil)
+		for id, err := range x.backlog.failed {
+			example = err
+			x.backlog.add(id)
+		}
+		x.mu.Unlock()
+		if failed != reported && failed > 0 {
+			x.cfg.Logger.Warn("some containers cannot be inspected", "containers", failed, "err", example)
+		}
+		reported = failed
+	}
+}
+
+func (x *Index) ping(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, x.times.call)
+	defer cancel()
+	_, err := x.cli.Ping(ctx)
+	return err
+}
+
+// compare compares the index with the daemon's list, at once and then at intervals: the
+// first time all containers are inspected, and later those that the list shows changed.
+func (x *Index) compare(ctx context.Context) error {
+	if err := x.resync(ctx, always); err != nil {
+		return err
+	}
+	x.connected()
+	for {
+		select {
+		case <-time.After(x.times.resync - rand.N(x.times.resync/10)):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if err := x.resync(ctx, differs); err != nil {
+			return err
+		}
+	}
+}
+
+// A staleness decides whether a listed container has to be inspected.
+type staleness func(*entry, *container.Summary) bool
+
+func always(*entry, *container.Summary) bool { return true }
+
+// differs reports whether the list shows the container otherwise than e has it.
+func differs(e *entry, s *container.Summary) bool {
+	c := e.container
+	return c == nil || c.Known != status(s.State) || !slices.Contains(s.Names, "/"+c.DockerName)
+}
+
+// resync lists all containers, page by page and the newest first, and has those inspected
+// that are new or gone, or that stale says so of.
+func (x *Index) resync(ctx context.Context, stale staleness) error {
+	seen := make(map[string]struct{})
+	args := filters.NewArgs()
+	for {
+		page, err := x.list(ctx, pageSize, args)
+		if errdefs.IsNotFound(err) { // the last one of the page before
+			args = filters.NewArgs()
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		for i := range page {
+			seen[page[i].ID] = struct{}{}
+		}
+		x.note(page, stale)
+		if len(page) < pageSize {
+			break
+		}
+		args = filters.NewArgs(filters.Arg("before", page[len(page)-1].ID))
+	}
+
+	x.mu.Lock()
+	for id := range x.catalogue.entries {
+		if _, ok := seen[id]; !ok {
+			x.backlog.add(id)
+		}
+	}
+	x.contact = time.Now()
+	x.mu.Unlock()
+	x.gen.Add(1)
+	x.resyncs.Add(1)
+	return nil
+}
+
+// list asks for the containers that args let through, at most limit if it is not 0.
+func (x *Index) list(ctx context.Context, limit int, args filters.Args) ([]container.Summary, error) {
+	ctx, cancel := context.WithTimeout(ctx, x.times.call)
+	defer cancel()
+	page, err := x.cli.ContainerList(ctx, container.ListOptions{All: true, Limit: limit, Filters: args})
+	if err != nil {
+		return nil, fmt.Errorf("listing containers: %w", err)
+	}
+	for i := range page {
+		if len(page[i].ID) < shortID {
+			return nil, fmt.Errorf("listing containers: %q is not a container's ID", page[i].ID)
+		}
+	}
+	return page, nil
+}
+
+// note takes down the containers of a list that are not known yet, and has those inspected
+// that stale says so of. What is known of a container from a list is whose it is.
+func (x *Index) note(page []container.Summary, stale staleness) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for i := range page {
+		s := &page[i]
+		e := x.catalogue.entries[s.ID]
+		if e == nil {
+			e = newEntry(s.ID, s.Labels, container.NetworkMode(s.HostConfig.NetworkMode))
+			x.catalogue.put(e)
+		}
+		if stale(e, s) {
+			x.backlog.add(s.ID)
+		}
+	}
+	x.gen.Add(1)
+}
+
+// work inspects what there is to inspect, until ctx ends or the daemon is gone.
+func (x *Index) work(ctx context.Context) error {
+	for {
+		x.mu.Lock()
+		id, l, ok := x.backlog.take(ctx)
+		x.mu.Unlock()
+		if !ok {
+			return ctx.Err()
+		}
+		e, err := x.inspect(ctx, id)
+		if client.IsErrConnectionFailed(err) || ctx.Err() != nil {
+			return err
+		}
+		x.mu.Lock()
+		switch {
+		case err == nil:
+			x.catalogue.put(e)
+		case errdefs.IsNotFound(err):
+			x.catalogue.remove(id)
+			err = nil
+		}
+		x.backlog.finish(id, l, err)
+		x.mu.Unlock()
+		x.gen.Add(1)
+	}
+}
+
+func (x *Index) inspect(ctx context.Context, id string) (*entry, error) {
+	ctx, cancel := context.WithTimeout(ctx, x.times.call)
+	defer cancel()
+	info, err := x.cli.ContainerInspect(ctx, id)
+	if err != nil {
+		return nil, fmt.Errorf("inspecting container %s: %w", id, err)
+	}
+	return inspected(id, &info)
+}
+
+// look asks the daemon directly for the containers of a binding that the index does not
+// know, because they may have been made a moment ago.
+func (x *Index) look(ctx context.Context, b *ecs.Binding) error {
+	var errs []error
+	for _, ask := range []struct{ filter, value string }{
+		{"id", b.Owner()},
+		{"label", ecs.LabelTaskARN + "=" + b.TaskARN},
+	} {
+		if ask.filter == "label" && b.TaskARN == "" || len(ask.value) < shortID {
+			continue
+		}
+		page, err := x.list(ctx, 0, filters.NewArgs(filters.Arg(ask.filter, ask.value)))
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		x.note(page, always)
+	}
+	return errors.Join(errs...)
+}
