@@ -66,6 +66,14 @@ func newHost(t *testing.T) *host {
 	return h
 }
 
+// slow skips under -short a test that waits for a daemon's own pace.
+func slow(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("waits ten seconds for a Docker daemon")
+	}
+}
+
 // member starts a container in the task's network namespace.
 func (h *host) member(t *testing.T, name string, words ...string) string {
 	t.Helper()
@@ -226,6 +234,7 @@ func TestARealDaemonsContainers(t *testing.T) {
 }
 
 func TestARealDaemonsStatistics(t *testing.T) {
+	slow(t)
 	t.Parallel()
 	h := newHost(t)
 	app := h.member(t, "app", image, "/bin/sleep", "1000")
@@ -287,6 +296,7 @@ func TestARealDaemonsStatistics(t *testing.T) {
 }
 
 func TestARealDaemonThatHangsAndRestarts(t *testing.T) {
+	slow(t)
 	t.Parallel()
 	h := newHost(t)
 	h.x.times.probe, h.x.times.call = 100*time.Millisecond, time.Second

@@ -84,14 +84,15 @@ type Index struct {
 
 	events, resyncs atomic.Uint64
 
-	mu        sync.Mutex
+	views   views
+	streams streams
+
+	mu        sync.Mutex // for what follows
 	catalogue catalogue
 	backlog   backlog
 	since     time.Time // of the present state, connected or not
 	contact   time.Time // when the daemon answered last
 	err       error     // why the daemon is gone
-	views     views
-	streams   streams
 }
 
 // New makes an index of the daemon at cfg.Host. Nothing is asked of it before Run.

@@ -21,6 +21,7 @@ import (
 	"github.com/docker/docker/api/types/events"
 
 	"taskmeta/internal/ecs"
+	"taskmeta/internal/testnet"
 )
 
 const arn = "arn:aws:ecs:us-west-2:123456789012:task/default/web"
@@ -259,42 +260,44 @@ func TestAStormOfEventsIsFewInspections(t *testing.T) {
 	}
 }
 
-// What happens after the daemon has made its list and before that has arrived must not
-// be lost, nor what happens before it has subscribed us.
+// What happens between the daemon's list and its subscribing us must not be lost, whether
+// we are late to read the list or the daemon is late to subscribe.
 func TestNothingIsLostBesideTheList(t *testing.T) {
 	t.Parallel()
-	pause := newContainer(0, "", arn)
-	f := newFake(t)
-	f.keep(pause)
-	made := func(at string) *atomic.Bool {
-		done := new(atomic.Bool)
-		f.instead = func(kind string, w http.ResponseWriter, r *http.Request) bool {
-			if kind != at || done.Swap(true) {
+	for _, late := range []string{"list", "subscription"} {
+		t.Run("a late "+late, func(t *testing.T) {
+			t.Parallel()
+			pause := newContainer(0, "", arn)
+			f := newFake(t)
+			f.keep(pause)
+			listed := make(chan struct{})
+			list := sync.OnceFunc(func() {
+				if late == "list" {
+					f.put(events.ActionCreate, newContainer(1, pause.ID, arn))
+				}
+				close(listed)
+			})
+			f.instead = func(kind string, w http.ResponseWriter, r *http.Request) bool {
+				switch kind {
+				case "/events":
+					w.(http.Flusher).Flush() // for the client it is subscribed now
+					if late == "subscription" {
+						<-listed
+						f.put(events.ActionCreate, newContainer(1, pause.ID, arn))
+					}
+					return false
+				case "/containers/json":
+					f.serveList(w, r)
+					list()
+					return true
+				}
 				return false
 			}
-			if at == "/events" {
-				w.(http.Flusher).Flush() // the client believes that it is subscribed
-				f.put(events.ActionCreate, newContainer(1, pause.ID, arn))
-				return false
-			}
-			f.serveList(w, r)
-			f.put(events.ActionCreate, newContainer(1, pause.ID, arn))
-			return true
-		}
-		return done
-	}
-	for _, at := range []string{"/events", "/containers/json"} {
-		done := made(at)
-		f.start(t)
-		x := newIndex(t, f)
-		stop := run(t, x)
-		awaitTask(t, x, bindingOf(pause.ID), at, func(task *ecs.Task) bool { return len(task.Containers) == 2 })
-		if !done.Load() {
-			t.Errorf("%s was not asked for", at)
-		}
-		stop()
-		f.stop()
-		f.silently(func() { f.forget(fullID(1)); f.past = nil })
+			f.start(t)
+			x := newIndex(t, f)
+			run(t, x)
+			awaitTask(t, x, bindingOf(pause.ID), "the new container", func(task *ecs.Task) bool { return len(task.Containers) == 2 })
+		})
 	}
 }
 
@@ -638,13 +641,10 @@ func TestAViewGoesWithItsBinding(t *testing.T) {
 	})
 }
 
-// The resolver is to live in 100 MB beside ten thousand containers, the garbage that the
-// collector lets stand included: 3 KB for each leave it most of that.
+// The resolver is to live in 100 MB beside ten thousand containers, what the collector
+// lets stand included: 3 KB for each leave it most of that.
 func TestWhatIsKeptIsSmall(t *testing.T) {
-	containers := 9999
-	if testing.Short() {
-		containers = 3000
-	}
+	containers := testnet.Soak(3000, 9999)
 	f := newFake(t)
 	for n := 0; n < containers; n += 3 {
 		pause := newContainer(n, "", fmt.Sprint(arn, n))

@@ -110,6 +110,17 @@ func (x *Index) Task(ctx context.Context, b *ecs.Binding) (*ecs.Task, time.Durat
 	}
 }
 
+// Known returns the task of a binding as far as it is known, nil if it is not. Nobody is
+// asked, and nobody waited for: it is for those who look at all tasks.
+func (x *Index) Known(b *ecs.Binding) *ecs.Task {
+	v := x.views.get(b)
+	if t := v.current(x); t != nil {
+		return t
+	}
+	t, _ := x.assemble(v, b, false)
+	return t
+}
+
 // current returns the task if nothing has changed in the index since it was put together.
 func (v *view) current(x *Index) *ecs.Task {
 	v.mu.Lock()

@@ -102,12 +102,12 @@ func (h *Host) makeBridge(name string, mtu int) error {
 	if err := h.do(noLinkLocal(name)); err != nil {
 		return err
 	}
-	return DisableIPv6(name)
+	return disableIPv6(name)
 }
 
-// DisableIPv6 turns IPv6 off on an interface of the calling thread's namespace. A kernel
+// disableIPv6 turns IPv6 off on an interface of the calling thread's namespace. A kernel
 // without IPv6 has nothing to turn off.
-func DisableIPv6(name string) error {
+func disableIPv6(name string) error {
 	err := sysctl6(name, "disable_ipv6", "1")
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

@@ -261,6 +261,12 @@ func TestBridgeAddresses(t *testing.T) {
 func TestPairConnectsTaskAndBridge(t *testing.T) {
 	t.Parallel()
 	ns := testnet.T(t)
+	err := ns.Do(func() error { // as Docker does
+		return os.WriteFile("/proc/sys/net/ipv6/conf/all/disable_ipv6", []byte("1"), 0)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	task, err := OpenTask(ns.Path())
 	if err != nil {
 		t.Fatal(err)
@@ -432,9 +438,8 @@ func TestVethIsHeldAndRemoved(t *testing.T) {
 		if _, err := h.MakeVeth(task, attachment, b, 1500, time.Now()); !errors.Is(err, ecs.ErrHeld) {
 			t.Errorf("a second pair: %v", err)
 		}
-		v, ok, err := h.Veth(attachment)
-		if err != nil || !ok {
-			t.Fatalf("the first pair: %v, %v", ok, err)
+		if _, ok, err := h.Veth(attachment); err != nil || !ok {
+			t.Errorf("the first pair: %v, %v", ok, err)
 		}
 		for _, when := range []string{"is there", "is gone"} {
 			var seen string

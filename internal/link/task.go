@@ -1,9 +1,12 @@
 package link
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"runtime"
+	"slices"
 
 	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
@@ -37,6 +40,33 @@ func (t *Task) Close() {
 	t.ns.Close()
 }
 
+// enter runs fn on a thread that is in the task's namespace. A thread that cannot be
+// brought back stays locked, and so ends with its goroutine.
+func (t *Task) enter(fn func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		home, err := netns.Get()
+		if err != nil {
+			done <- fmt.Errorf("opening the thread's network namespace: %w", err)
+			return
+		}
+		defer home.Close()
+		if err := netns.Set(t.ns); err != nil {
+			done <- fmt.Errorf("entering the task's network namespace: %w", err)
+			return
+		}
+		err = fn()
+		if back := netns.Set(home); back != nil {
+			done <- errors.Join(err, fmt.Errorf("leaving the task's network namespace: %w", back))
+			return
+		}
+		runtime.UnlockOSThread()
+		done <- err
+	}()
+	return <-done
+}
+
 // A Route is one of the task's. With an invalid gateway the destination is on the link;
 // a blackhole has no interface. Table, Priority, MTU (bytes) and AdvMSS (bytes) are the
 // kernel's defaults when 0; Scope when nil.
@@ -66,6 +96,12 @@ func (t *Task) Configure(i Interface) error {
 	}
 	index := l.Attrs().Index
 	steps := []step{noLinkLocal(i.Name), setUp(i.Name, macAttr(i.MAC))}
+	if slices.ContainsFunc(i.Addrs, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+		// Docker turns IPv6 off in the namespaces that it makes, unless told otherwise.
+		if err := t.enter(func() error { return sysctl6(i.Name, "disable_ipv6", "0") }); err != nil {
+			return err
+		}
+	}
 	for _, p := range i.Addrs {
 		steps = append(steps, addAddr(index, p, false))
 	}

@@ -71,10 +71,10 @@ type Veth struct {
 	Bridge int
 }
 
-// MakeVeth makes the pair: the host's end as a port of the bridge, the other in the
-// task's namespace under the attachment's interface name, both down. The error is
-// [ecs.ErrHeld] for an attachment that has a pair, and [ErrNameTaken] where its name is
-// somebody else's.
+// MakeVeth makes the pair: the host's end as a port of the bridge and without IPv6, the
+// other in the task's namespace under the attachment's interface name, both down. The
+// error is [ecs.ErrHeld] for an attachment that has a pair, and [ErrNameTaken] where its
+// name is somebody else's.
 func (h *Host) MakeVeth(t *Task, a ecs.Attachment, b Bridge, mtu int, now time.Time) (Veth, error) {
 	name := HostName(a)
 	owner := alias(a, now)
@@ -103,14 +103,12 @@ func (h *Host) MakeVeth(t *Task, a ecs.Attachment, b Bridge, mtu int, now time.T
 	} else if err != nil {
 		return Veth{}, err
 	}
-	err := made[1]
-	if err == nil {
-		var v Veth
-		if v, _, err = h.Veth(a); err == nil {
-			return v, nil
-		}
+	v, _, err := h.Veth(a)
+	if err := errors.Join(made[1], err, disableIPv6(name)); err != nil {
+		byName := linkStep(unix.RTM_DELLINK, 0, "removing veth "+name, nl.NewIfInfomsg(unix.AF_UNSPEC), name)
+		return Veth{}, errors.Join(err, h.do(byName))
 	}
-	return Veth{}, errors.Join(err, h.do(linkStep(unix.RTM_DELLINK, 0, "removing veth "+name, nl.NewIfInfomsg(unix.AF_UNSPEC), name)))
+	return v, nil
 }
 
 // SetUp brings the host's end up: from here on the task's frames reach the bridge.

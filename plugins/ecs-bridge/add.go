@@ -53,13 +53,10 @@ func add(ctx context.Context, r *cniedge.Request) (result *current.Result, err e
 	if err != nil {
 		return nil, err
 	}
-	for _, addr := range append(p.gateways, link.Endpoint) {
-		if err := host.EnsureAddr(p.bridge, addr); err != nil {
+	for _, g := range p.gateways {
+		if err := host.EnsureAddr(p.bridge, g); err != nil {
 			return nil, err
 		}
-	}
-	if err := link.DisableIPv6(p.veth.Name); err != nil {
-		return nil, err
 	}
 	want := conf.wants(r.IfName, p.grant)
 	port := conf.port(p, want)
@@ -116,6 +113,9 @@ func connect(ctx context.Context, r *cniedge.Request, conf *config, plugin *ipam
 	bridge, err := host.EnsureBridge(conf.bridge, conf.mtu)
 	if err == nil {
 		p.bridge = bridge
+		err = host.EnsureAddr(bridge, link.Endpoint)
+	}
+	if err == nil {
 		p.veth, err = host.MakeVeth(task, r.Attachment, bridge, conf.mtu, time.Now())
 	}
 	ipam := <-asked

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -70,6 +71,8 @@ type host struct {
 	db string
 	// path is CNI_PATH.
 	path string
+	// endpoint is what tasks ask, once one has.
+	endpoint net.Listener
 }
 
 func newHost(t testing.TB) *host {

@@ -6,12 +6,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -25,7 +26,7 @@ import (
 )
 
 // An ipam is the plugin that addresses are delegated to. It is run here rather than by
-// cni/pkg/invoke, which links an HTTP client and costs half a millisecond at each start.
+// cni/pkg/invoke, which links an HTTP client and so costs each start half a millisecond.
 type ipam struct {
 	name, path string
 	config     []byte // ours: the specification has it passed on as it is
@@ -49,27 +50,87 @@ func findIPAM(r *cniedge.Request, name string) (*ipam, error) {
 }
 
 // run runs a verb of the plugin and returns what it wrote. An error that it answered with
-// is a [types.Error], code and all; one that it has not is none. Should this process be killed, so is the plugin: it must not go on
-// taking an address after the runtime has gone on to undo the ADD.
+// is a [types.Error], code and all; one that it has not is none.
 func (p *ipam) run(ctx context.Context, verb string) ([]byte, error) {
+	out, status, err := p.start(ctx, verb)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("%s of IPAM plugin %s: %w", verb, p.name, err)
+	case status.Exited() && status.ExitStatus() == 0:
+		return out, nil
+	}
+	var answer types.Error
+	if json.Unmarshal(out, &answer) == nil && answer.Code != 0 {
+		return nil, fmt.Errorf("%s of IPAM plugin %s: %w", verb, p.name, &answer)
+	}
+	how := fmt.Sprintf("exit status %d", status.ExitStatus())
+	if status.Signaled() {
+		how = status.Signal().String()
+	}
+	return nil, fmt.Errorf("%s of IPAM plugin %s: it ended without an answer (%s): %s", verb, p.name, how, bytes.TrimSpace(out))
+}
+
+// start starts the plugin and waits for its end. Should this process be killed, so is the
+// plugin: it must not go on taking an address after the runtime has gone on to undo the
+// ADD. Its log is ours.
+//
+// This does by hand what os/exec would, which starts a process more to learn what the
+// kernel can do: 0.8 ms of an ADD that takes 8.
+func (p *ipam) start(ctx context.Context, verb string) (out []byte, status syscall.WaitStatus, err error) {
 	// The kernel kills the child when the thread that started it ends.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	var stdout, stderr bytes.Buffer
-	cmd := exec.CommandContext(ctx, p.path)
-	cmd.Env = append(os.Environ(), "CNI_COMMAND="+verb)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(p.config), &stdout, &stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	err := cmd.Run()
-	if err == nil {
-		os.Stderr.Write(stderr.Bytes()) // its log is ours
-		return stdout.Bytes(), nil
+	stdin, config, err := os.Pipe()
+	if err != nil {
+		return nil, 0, fmt.Errorf("making a pipe: %w", err)
 	}
-	var answer types.Error
-	if json.Unmarshal(stdout.Bytes(), &answer) == nil && answer.Code != 0 {
-		return nil, fmt.Errorf("%s of IPAM plugin %s: %w", verb, p.name, &answer)
+	defer config.Close()
+	answer, stdout, err := os.Pipe()
+	if err != nil {
+		stdin.Close()
+		return nil, 0, fmt.Errorf("making a pipe: %w", err)
 	}
-	return nil, fmt.Errorf("%s of IPAM plugin %s: it ended without an answer: %w: %s", verb, p.name, err, bytes.TrimSpace(append(stdout.Bytes(), stderr.Bytes()...)))
+	defer answer.Close()
+
+	env := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "CNI_COMMAND=") })
+	pidfd := -1
+	pid, err := syscall.ForkExec(p.path, []string{p.path}, &syscall.ProcAttr{
+		Env:   append(env, "CNI_COMMAND="+verb),
+		Files: []uintptr{stdin.Fd(), stdout.Fd(), os.Stderr.Fd()},
+		Sys:   &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, PidFD: &pidfd},
+	})
+	stdin.Close()
+	stdout.Close()
+	if err != nil {
+		return nil, 0, fmt.Errorf("starting %s: %w", p.path, err)
+	}
+	defer unix.Close(pidfd)
+	defer context.AfterFunc(ctx, func() {
+		unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
+		answer.Close() // a child of the plugin may hold the other end
+	})()
+
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		config.Write(p.config) // fails if the plugin ends before it has read all, which it may
+		config.Close()
+	}()
+	out, err = io.ReadAll(answer)
+	for {
+		_, waitErr := syscall.Wait4(pid, &status, 0, nil)
+		if waitErr == nil {
+			break
+		}
+		if waitErr != syscall.EINTR {
+			return nil, 0, fmt.Errorf("waiting for its end: %w", waitErr)
+		}
+	}
+	<-written
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return out, status, err
 }
 
 // do runs a verb that has no result.

@@ -19,6 +19,9 @@ func attachment(container string) ecs.Attachment {
 // Whenever a plugin is killed, alone or with the plugin that it has started, DEL succeeds
 // and nothing is left.
 func TestKilledAtAnyInstant(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes many seconds")
+	}
 	t.Parallel()
 	rounds := testnet.Soak(12, 500)
 	for _, verb := range []string{"ADD", "DEL"} {
