@@ -1,5 +1,6 @@
-// Package admin is what an operator of the host asks: is the resolver alive, and is it
-// ready. It listens on loopback or a unix socket, never towards tasks.
+// Package admin is what an operator of the host asks: is the resolver alive, is it ready,
+// what does it know, and how is it doing. It listens on loopback or a unix socket, never
+// towards tasks.
 package admin
 
 import (
@@ -8,6 +9,8 @@ import (
 	"net/http"
 	"net/netip"
 	"time"
+
+	"taskmeta/internal/ecs"
 )
 
 // A Check is one of the parts that must work for the resolver to be ready.
@@ -16,9 +19,17 @@ type Check struct {
 	Err  func() error // nil when the part works; else what is wrong and what to do
 }
 
-// A Server answers /healthz and /readyz.
+// A Server answers /healthz, /readyz, /metrics, /status.json and, at /, a page for people.
 type Server struct {
-	Checks []Check
+	Host     string // the page's title
+	Version  string
+	Checks   []Check
+	Requests *Requests
+	// State and TaskOf are asked at each scrape, and every two seconds by each page that is
+	// looked at. TaskOf tells what is known of a binding's task without asking anybody;
+	// nil for nothing.
+	State  func() State
+	TaskOf func(*ecs.Binding) *ecs.Task
 }
 
 // HTTPServer returns a server for the handler with time-outs set.
@@ -41,7 +52,15 @@ func (s *Server) Handler() http.Handler {
 		reply(w, http.StatusOK, map[string]string{"status": "ok"})
 	})
 	mux.HandleFunc("GET /readyz", s.ready)
+	mux.Handle("GET /metrics", s.metrics())
+	mux.HandleFunc("GET /status.json", func(w http.ResponseWriter, _ *http.Request) {
+		reply(w, http.StatusOK, s.status())
+	})
+	mux.HandleFunc("GET /{$}", s.page)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		header := w.Header()
+		header.Set("Cache-Control", "no-store")
+		header.Set("X-Content-Type-Options", "nosniff")
 		if !localHost(r.Host) {
 			reply(w, http.StatusForbidden, map[string]string{
 				"code":    "HostNotAllowed",
@@ -56,16 +75,28 @@ func (s *Server) Handler() http.Handler {
 // ready answers 200 when every check passes and 503 otherwise, and says what each found.
 func (s *Server) ready(w http.ResponseWriter, _ *http.Request) {
 	status, found := http.StatusOK, make(map[string]string, len(s.Checks))
-	for _, c := range s.Checks {
-		found[c.Name] = "ok"
-		if err := c.Err(); err != nil {
-			status, found[c.Name] = http.StatusServiceUnavailable, err.Error()
+	for _, f := range s.findings() {
+		found[f.Name] = "ok"
+		if !f.OK {
+			status, found[f.Name] = http.StatusServiceUnavailable, f.Problem
 		}
 	}
 	reply(w, status, found)
 }
 
-func reply(w http.ResponseWriter, status int, body map[string]string) {
+// findings asks all checks.
+func (s *Server) findings() []Finding {
+	list := make([]Finding, len(s.Checks))
+	for i, c := range s.Checks {
+		list[i] = Finding{Name: c.Name, OK: true}
+		if err := c.Err(); err != nil {
+			list[i].OK, list[i].Problem = false, err.Error()
+		}
+	}
+	return list
+}
+
+func reply(w http.ResponseWriter, status int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(body) // a client that has gone is not our error

@@ -26,12 +26,19 @@ func TestAnswers(t *testing.T) {
 		"asked as localhost":            {path: "/healthz", host: "localhost:51680", status: 200},
 		"asked by address":              {path: "/healthz", host: "[::1]:51680", status: 200},
 		"asked by a name of the web":    {path: "/healthz", host: "evil.example", status: 403, body: "HostNotAllowed"},
+		"a page for people":             {path: "/", status: 200, body: "<!DOCTYPE html>"},
+		"part of the page":              {path: "/?part=now", status: 200, body: `<div id="now"`},
+		"no part of the page":           {path: "/?part=page", status: 404, body: "NotFound"},
+		"the page by a name of the web": {path: "/", host: "evil.example", status: 403, body: "HostNotAllowed"},
+		"JSON by a name of the web":     {path: "/status.json", host: "evil.example:51680", status: 403, body: "HostNotAllowed"},
+		"metrics by a name of the web":  {path: "/metrics", host: "evil.example", status: 403, body: "HostNotAllowed"},
 		"no such path":                  {path: "/v2/metadata", status: 404},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			server := admin.Server{Checks: test.checks}
+			server := newServer(3)
+			server.Checks = test.checks
 			r := httptest.NewRequest(http.MethodGet, test.path, nil)
 			r.Host = test.host
 			w := httptest.NewRecorder()
