@@ -43,10 +43,36 @@ fuzz: ## Run every fuzz target for a minute.
 	done
 
 bench: prerequisites build ## Print each figure beside its peer, measured in one run.
-	go run ./internal/bench
+	go run ./internal/bench/plugins
 
 prerequisites:
 	@.ci/prerequisites
 
 clean: ## Remove what was built.
 	rm -rf bin dist
+
+# What is packaged: the version that a package manager sorts by, and the time of its files.
+DIST ?= dist
+PACKAGE_VERSION := $(shell git describe --tags --match 'v[0-9]*' 2>/dev/null | sed 's/^v//; s/-/+/g' | grep . || echo 0.0.0+$$(git rev-list --count HEAD 2>/dev/null || echo unknown))
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+# The last version whose modules the Go module proxy has: v2.46 and later need one that it lacks.
+NFPM = go run github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.0
+
+.PHONY: deb image man
+
+man: build
+	rm -rf $(DIST)/man
+	mkdir -p $(DIST)/man
+	bin/ecs-resolver man $(DIST)/man
+	rm $(DIST)/man/ecs-resolver-completion*
+	bin/ecs-resolver completion bash >$(DIST)/ecs-resolver.bash
+	cp internal/packaging/man/*.8 $(DIST)/man
+	gzip -9n $(DIST)/man/*.8
+
+deb: man ## Build the Debian package dist/*.deb.
+	DIST=$(DIST) VERSION=$(PACKAGE_VERSION) ARCH=$$(go env GOARCH) \
+	  $(NFPM) package --config internal/packaging/nfpm.yaml --packager deb --target $(DIST)/
+
+image: build ## Build the container image dist/ecs-resolver.tar (docker load).
+	mkdir -p $(DIST)
+	go run ./internal/packaging/image -version $(PACKAGE_VERSION) $(DIST)/ecs-resolver.tar

@@ -1,0 +1,89 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"taskmeta/internal/ecs"
+	"taskmeta/internal/link"
+)
+
+// settled is how old a binding must be for its namespace to have its address: longer than
+// an ADD may take.
+const settled = time.Minute
+
+// Collect frees the bindings of all networks whose network namespace is gone, and returns
+// them.
+func (a *Attacher) Collect(ctx context.Context) ([]*ecs.Binding, error) {
+	free, err := a.lock(ctx, alone)
+	if err != nil {
+		return nil, err
+	}
+	defer free()
+	return a.collect(ctx, func(b *ecs.Binding) bool { return b.Network != "" }) // what AWS's plugin recorded names no namespace
+}
+
+func (a *Attacher) collect(ctx context.Context, of func(*ecs.Binding) bool) (freed []*ecs.Binding, err error) {
+	s, err := a.bindings.Snapshot()
+	if err != nil {
+		return nil, err
+	}
+	attached, err := veths()
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range s.All() {
+		if !of(b) || attached[b.Attachment] {
+			continue
+		}
+		gone, e := isGone(b, time.Now())
+		if e == nil && gone {
+			if e = a.del(ctx, b.Attachment, ""); e == nil {
+				freed = append(freed, b)
+			}
+		}
+		err = errors.Join(err, e)
+	}
+	return freed, err
+}
+
+// veths are the attachments that have a veth pair. The kernel removes a pair with the
+// namespace of either end.
+func veths() (map[ecs.Attachment]bool, error) {
+	host, err := link.OpenHost()
+	if err != nil {
+		return nil, err
+	}
+	defer host.Close()
+	all, err := host.Veths()
+	if err != nil {
+		return nil, err
+	}
+	attached := make(map[ecs.Attachment]bool, len(all))
+	for _, v := range all {
+		attached[v.Attachment] = true
+	}
+	return attached, nil
+}
+
+// isGone reports whether the namespace of a binding without a veth is gone: there is none
+// at its path, or another one that has not got the address. One that is being attached
+// at this moment hasn't yet.
+func isGone(b *ecs.Binding, now time.Time) (bool, error) {
+	has, err := link.Addresses(b.Netns)
+	if errors.Is(err, fs.ErrNotExist) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("looking for %s: %w", b.Attachment, err)
+	}
+	for _, addr := range has {
+		if b.Has(addr.Addr()) {
+			return false, nil
+		}
+	}
+	return now.Sub(b.Created) > settled, nil
+}

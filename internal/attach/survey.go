@@ -1,0 +1,144 @@
+package attach
+
+import (
+	"bufio"
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"taskmeta/internal/ecs"
+	"taskmeta/internal/link"
+)
+
+// Survey returns the bindings that the host's veths and the network namespaces bear out:
+// attachment, address, namespace and time. What a runtime said of the task is not in
+// them. Lost are the veths whose other end was not found.
+func Survey() (found []ecs.Binding, lost []link.Veth, err error) {
+	host, err := link.OpenHost()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer host.Close()
+	veths, err := host.Veths()
+	if err != nil {
+		return nil, nil, err
+	}
+	ends, err := taskEnds()
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, v := range veths {
+		if i := slices.IndexFunc(ends, func(e end) bool { return e.of(v) }); i >= 0 {
+			found = append(found, ecs.Binding{Attachment: v.Attachment, Addrs: ends[i].Addrs, Netns: ends[i].netns, Created: v.Created})
+		} else {
+			lost = append(lost, v)
+		}
+	}
+	return found, lost, nil
+}
+
+// An end is a task's end of a veth pair.
+type end struct {
+	link.Peer
+	netns string
+}
+
+// of reports whether it is the other end of v. Indexes alone do not tell: they are
+// unique in one namespace only.
+func (e end) of(v link.Veth) bool {
+	return e.Other == v.Index && e.IfName == v.Attachment.IfName &&
+		slices.ContainsFunc(e.Addrs, func(p netip.Prefix) bool { return link.MAC(p.Addr()).String() == e.MAC.String() })
+}
+
+// taskEnds finds the ends of veth pairs in all network namespaces but this one.
+func taskEnds() ([]end, error) {
+	paths, err := namespaces()
+	if err != nil {
+		return nil, err
+	}
+	var ends []end
+	for _, path := range paths {
+		peers, err := link.Peers(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it ended meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range peers {
+			ends = append(ends, end{p, path})
+		}
+	}
+	return ends, nil
+}
+
+// namespaces returns a path for each network namespace of the machine but this one:
+// where it is mounted, or that of the process with the lowest ID in it.
+func namespaces() ([]string, error) {
+	paths, err := mounted()
+	if err != nil {
+		return nil, err
+	}
+	processes, err := filepath.Glob("/proc/[0-9]*/ns/net")
+	if err != nil {
+		return nil, err
+	}
+	slices.SortFunc(processes, func(a, b string) int { return cmp.Compare(pid(a), pid(b)) })
+	type id struct{ dev, ino uint64 }
+	seen := make(map[id]bool)
+	identify := func(path string) (id, error) {
+		info, err := os.Stat(path)
+		if err != nil {
+			return id{}, err
+		}
+		st := info.Sys().(*syscall.Stat_t)
+		return id{uint64(st.Dev), st.Ino}, nil
+	}
+	own, err := identify("/proc/thread-self/ns/net")
+	if err != nil {
+		return nil, fmt.Errorf("looking at this network namespace: %w", err)
+	}
+	seen[own] = true
+	var distinct []string
+	for _, path := range append(paths, processes...) {
+		ns, err := identify(path)
+		if err != nil || seen[ns] { // a process that has ended is no error
+			continue
+		}
+		seen[ns] = true
+		distinct = append(distinct, path)
+	}
+	return distinct, nil
+}
+
+// pid is that in a path below /proc.
+func pid(path string) int {
+	n, _ := strconv.Atoi(strings.Split(path, "/")[2])
+	return n
+}
+
+// mounted returns where network namespaces are mounted. Lines of mountinfo have the root
+// of the mount, here "net:[inode]", in the fourth field and the mount point in the fifth.
+func mounted() ([]string, error) {
+	mounts, err := os.Open("/proc/thread-self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	defer mounts.Close()
+	var points []string
+	lines := bufio.NewScanner(mounts)
+	for lines.Scan() {
+		if field := strings.Fields(lines.Text()); len(field) > 4 && strings.HasPrefix(field[3], "net:[") {
+			points = append(points, field[4])
+		}
+	}
+	return points, lines.Err()
+}

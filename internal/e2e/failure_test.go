@@ -1,0 +1,120 @@
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+func TestWithoutABindingNothingIsTold(t *testing.T) {
+	h := newHost(t)
+	h.serve(t, "--listen", "127.0.0.1:51679", "--bridge", "none", "--witness", "off")
+	client := http.Client{Transport: &http.Transport{DialContext: h.ns.DialContext, DisableKeepAlives: true}}
+	resp, err := client.Get("http://127.0.0.1:51679/v2/metadata")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusForbidden {
+		t.Errorf("a process of the host got %s; want 403", resp.Status)
+	}
+}
+
+func TestAnAttachmentThatEndedIsForgottenAtOnce(t *testing.T) {
+	h := newHost(t)
+	h.serve(t)
+	web := h.task(t, "web")
+	first := web.attach(t)
+	var got taskReply
+	h.ask(t, web.pause, "GET", "/v2/metadata").decode(t, &got)
+	web.detach(t)
+	web.detach(t)
+	if r, err := h.tryAsk(web.pause, "GET", "/v2/metadata"); err == nil {
+		t.Errorf("after DEL the task got %d %s; want no answer", r.StatusCode, r.body)
+	}
+	if second := web.attach(t); second == first {
+		t.Errorf("the second ADD gave %s again at once", second)
+	}
+	h.ask(t, web.pause, "GET", "/v2/metadata").decode(t, &got)
+}
+
+// The resolver takes the ECS agent's place on a host that keeps the agent's DNAT rule.
+func TestBehindTheAgentsRule(t *testing.T) {
+	h := newHost(t)
+	h.serve(t, "--listen", "127.0.0.1:51679", "--bridge", "none")
+	web := h.task(t, "web")
+	web.attach(t)
+	for _, words := range []string{
+		"iptables -t nat -A PREROUTING -p tcp -d 169.254.170.2 --dport 80 -j DNAT --to-destination 127.0.0.1:51679",
+		"sysctl -q net.ipv4.conf.ecs-bridge.route_localnet=1",
+	} {
+		args := strings.Fields(words)
+		cmd := exec.Command(args[0], args[1:]...)
+		var complaint strings.Builder
+		cmd.Stderr = &complaint
+		if err := h.ns.Run(cmd); err != nil {
+			t.Fatalf("%s: %v: %s", words, err, &complaint)
+		}
+	}
+	var got taskReply
+	h.ask(t, web.pause, "GET", "/v2/metadata").decode(t, &got)
+	if got.TaskARN != web.arn {
+		t.Errorf("the task is told %+v", got)
+	}
+}
+
+func TestTheDaemonGoesAndComesBack(t *testing.T) {
+	h := newHost(t)
+	known, unknown := h.task(t, "known"), h.task(t, "unknown")
+	known.attach(t)
+	if err := h.docker.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	unknown.attach(t)
+	h.start(t)
+	r := unknown.ask(t, "GET", "/v2/metadata")
+	r.fails(t, http.StatusServiceUnavailable, "DockerUnavailable")
+	if r.Header.Get("Retry-After") == "" {
+		t.Error("no Retry-After")
+	}
+	h.mustSay(t, http.StatusServiceUnavailable, "Docker")
+
+	if err := h.docker.Start(); err != nil {
+		t.Fatal(err)
+	}
+	h.mustSay(t, http.StatusOK, "")
+	var got taskReply
+	for _, k := range []*task{known, unknown} {
+		k.ask(t, "GET", "/v2/metadata").decode(t, &got)
+		if got.TaskARN != k.arn {
+			t.Errorf("%s is told %+v", k.name, got)
+		}
+	}
+
+	if err := h.docker.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	h.mustSay(t, http.StatusServiceUnavailable, "Docker")
+	r = known.ask(t, "GET", "/v2/metadata")
+	r.decode(t, &got)
+	if got.TaskARN != known.arn || r.Header.Get("Age") == "" {
+		t.Errorf("without the daemon %s is told %+v with Age %q", known.name, got, r.Header.Get("Age"))
+	}
+	if err := h.docker.Start(); err != nil {
+		t.Fatal(err)
+	}
+	h.mustSay(t, http.StatusOK, "")
+}
+
+// mustSay waits until /readyz answers with the status, and a text that names the part.
+func (h *host) mustSay(t *testing.T, status int, part string) {
+	t.Helper()
+	await(t, "the resolver's readiness", func() error {
+		if got, body := h.admin(t, "/readyz"); got != status || !strings.Contains(body, part) {
+			return fmt.Errorf("/readyz says %d %s; want %d and %q", got, body, status, part)
+		}
+		return nil
+	})
+}

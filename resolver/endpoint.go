@@ -1,0 +1,184 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"taskmeta/internal/admin"
+	"taskmeta/internal/ecs"
+	"taskmeta/internal/guard"
+	"taskmeta/internal/link"
+)
+
+// bridgeMTU is what the plugin gives a bridge by default, in bytes.
+const bridgeMTU = 1500
+
+// checkInterval is how often the endpoint is looked at though nothing was reported to
+// have changed.
+const checkInterval = 10 * time.Second
+
+// An endpoint is 169.254.170.2 on the bridge, the table that keeps others than tasks away
+// from it, and the listening sockets bound to it. What somebody removes is made again.
+type endpoint struct {
+	bridge  string
+	guard   guard.Mode
+	sockets []net.Listener
+	log     *slog.Logger
+
+	index     int            // of the bridge that the sockets are bound to
+	guarded   []netip.Prefix // subnets that the table was made for
+	failed    atomic.Pointer[error]
+	repairs   atomic.Uint64            // times that something was made again
+	strangers atomic.Pointer[[]string] // ports of the bridge that are no attachment's
+}
+
+// err is why the endpoint does not stand, or nil. An endpoint that is not asked for (a
+// nil one) is never missing.
+func (e *endpoint) err() error {
+	if e == nil {
+		return nil
+	}
+	if failed := e.failed.Load(); failed != nil {
+		return *failed
+	}
+	return nil
+}
+
+// ensure makes what is missing of the endpoint.
+func (e *endpoint) ensure() error {
+	err := e.make()
+	if err != nil {
+		err = fmt.Errorf("making the endpoint on bridge %s: %w", e.bridge, err)
+		e.failed.Store(&err)
+		return err
+	}
+	e.failed.Store(nil)
+	return nil
+}
+
+func (e *endpoint) make() error {
+	host, err := link.OpenHost()
+	if err != nil {
+		return err
+	}
+	defer host.Close()
+	bridge, err := host.EnsureBridge(e.bridge, bridgeMTU)
+	if err != nil {
+		return err
+	}
+	if err := host.EnsureAddr(bridge, link.Endpoint); err != nil {
+		return err
+	}
+	changed, err := guard.Host{Bridge: e.bridge, Mode: e.guard}.Ensure()
+	if err != nil {
+		return err
+	}
+	first, again := e.index == 0, bridge.Index != e.index
+	if again {
+		for _, l := range e.sockets {
+			if err := bindToDevice(l, e.bridge); err != nil {
+				return fmt.Errorf("binding %s to the bridge: %w", l.Addr(), err)
+			}
+		}
+		e.index = bridge.Index
+	}
+	subnets := e.subnets()
+	flushed := changed && slices.Equal(subnets, e.guarded) // else a new network asked for another table
+	e.guarded = subnets
+	if !first && (flushed || again) {
+		e.repairs.Add(1)
+		e.log.Warn("the endpoint was made whole again", "bridge", e.bridge, "bridge_made_again", again, "table_made_again", flushed)
+	}
+	return e.lookForStrangers(host, bridge)
+}
+
+// lookForStrangers tells of each port of the bridge that no plugin made: whoever made it
+// can send what it likes.
+func (e *endpoint) lookForStrangers(host *link.Host, bridge link.Bridge) error {
+	ports, err := host.Ports(bridge)
+	if err != nil {
+		return err
+	}
+	var before, now []string
+	if known := e.strangers.Load(); known != nil {
+		before = *known
+	}
+	for _, p := range ports {
+		if p.Veth != nil {
+			continue
+		}
+		now = append(now, p.Name)
+		if !slices.Contains(before, p.Name) {
+			e.log.Error("an unknown port on the bridge: remove it, or find out who made it", "bridge", e.bridge, "port", p.Name)
+		}
+	}
+	e.strangers.Store(&now)
+	return nil
+}
+
+// state is what an operator is told of the endpoint; a nil one has nothing to tell.
+func (e *endpoint) state() (admin.Guard, []netip.Prefix) {
+	if e == nil {
+		return admin.Guard{}, nil
+	}
+	g := admin.Guard{Repairs: e.repairs.Load()}
+	if strangers := e.strangers.Load(); strangers != nil {
+		g.UnknownPorts = *strangers
+	}
+	return g, e.subnets()
+}
+
+// subnets are the bridge's addresses but the endpoint's own, each with the length of its
+// subnet; none while there is no bridge.
+func (e *endpoint) subnets() (subnets []netip.Prefix) {
+	bridge, err := net.InterfaceByName(e.bridge)
+	if err != nil {
+		return nil
+	}
+	addrs, err := bridge.Addrs()
+	if err != nil {
+		return nil
+	}
+	for _, a := range addrs {
+		p, err := netip.ParsePrefix(a.String())
+		if err == nil && p.Addr() != ecs.EndpointAddr && !(p.Addr().Is6() && p.Addr().IsLinkLocalUnicast()) {
+			subnets = append(subnets, p)
+		}
+	}
+	return subnets
+}
+
+// keep makes the endpoint again when something of it was removed, until ctx ends.
+func (e *endpoint) keep(ctx context.Context) error {
+	changed, err := link.Watch(ctx)
+	if err != nil {
+		return err
+	}
+	tick := time.NewTicker(checkInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case _, ok := <-changed:
+			if !ok && ctx.Err() != nil {
+				return nil
+			}
+			if !ok {
+				return errors.New("the kernel no longer reports changes of links")
+			}
+		case <-tick.C:
+		}
+		before := e.err()
+		if err := e.ensure(); err != nil && before == nil {
+			e.log.Error("the endpoint is gone", "err", err)
+		}
+	}
+}

@@ -1,0 +1,116 @@
+// Ecs-resolver answers the containers of a task that ask http://169.254.170.2/v2/metadata
+// who they are: it finds the task by the address that asks, and the rest by Docker.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// version is set by the linker.
+var version = "unknown"
+
+// Exit codes.
+const (
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// A usageError is the caller's mistake: its words, not the work, have to change.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := command().ExecuteContext(ctx)
+	stop()
+	if err == nil {
+		return
+	}
+	fmt.Fprintln(os.Stderr, "ecs-resolver:", err)
+	if errors.As(err, new(usageError)) {
+		os.Exit(exitUsage)
+	}
+	os.Exit(exitFailed)
+}
+
+// command is the whole command line. Without a command's name it serves.
+func command() *cobra.Command {
+	serve := serveCommand()
+	root := &cobra.Command{
+		Use:   "ecs-resolver",
+		Short: "Answer the containers of a task at http://169.254.170.2/v2/metadata",
+		Long: `ecs-resolver answers the containers of a task that ask http://169.254.170.2/v2/metadata
+who they are. Without a command it serves.
+
+Every flag can be given as an environment variable: --docker-host as TASKMETA_DOCKER_HOST.
+Exit codes: 0, 1 (failed), 2 (the command line or the environment is wrong).`,
+		Example:       serve.Example,
+		Args:          usage(cobra.NoArgs),
+		RunE:          serve.RunE,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.Flags().AddFlagSet(serve.Flags())
+	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
+		return fromEnvironment(cmd.Flags())
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usageError{fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
+	})
+	root.AddCommand(serve, attachCommand(), detachCommand(), bindingsCommand(), statusCommand(), versionCommand(), manCommand())
+	return root
+}
+
+// usage makes the complaint of an argument check a usage error.
+func usage(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			return usageError{fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
+		}
+		return nil
+	}
+}
+
+// fromEnvironment sets the flags that the command line leaves out and the environment
+// names.
+func fromEnvironment(flags *pflag.FlagSet) (err error) {
+	flags.VisitAll(func(f *pflag.Flag) {
+		name := envName(f.Name)
+		value, ok := os.LookupEnv(name)
+		if !ok || f.Changed || err != nil {
+			return
+		}
+		if e := flags.Set(f.Name, value); e != nil {
+			err = usageError{fmt.Errorf("environment variable %s=%q: %w", name, value, e)}
+		}
+	})
+	return err
+}
+
+// envName is the environment variable that stands for a flag.
+func envName(flag string) string {
+	return "TASKMETA_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:     "version",
+		Short:   "Print the version",
+		Example: "  ecs-resolver version",
+		Args:    usage(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), "ecs-resolver", version)
+			return err
+		},
+	}
+}

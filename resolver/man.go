@@ -1,0 +1,29 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/cobra/doc"
+)
+
+// manCommand is for who makes packages: it writes the manual pages that the commands'
+// own help amounts to. Their date is SOURCE_DATE_EPOCH, or now.
+func manCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:     "man DIRECTORY",
+		Short:   "Write the manual pages into a directory",
+		Example: "  ecs-resolver man /usr/local/share/man/man8",
+		Args:    usage(cobra.ExactArgs(1)),
+		Hidden:  true,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			root := cmd.Root()
+			root.DisableAutoGenTag = true
+			header := &doc.GenManHeader{Section: "8", Source: "taskmeta " + version, Manual: "System Manager's Manual"}
+			if err := doc.GenManTree(root, header, args[0]); err != nil {
+				return fmt.Errorf("writing manual pages to %s: %w", args[0], err)
+			}
+			return nil
+		},
+	}
+}

@@ -1,0 +1,244 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"taskmeta/internal/admin"
+	"taskmeta/internal/attach"
+	"taskmeta/internal/bindingdb"
+	"taskmeta/internal/docker"
+	"taskmeta/internal/guard"
+	"taskmeta/internal/metadata"
+)
+
+// drainTime is how long requests that are under way may take once the resolver is told
+// to end: longer than a first sample of statistics.
+const drainTime = 5 * time.Second
+
+// The values of --witness.
+const (
+	witnessRequired = "require"
+	witnessOff      = "off"
+)
+
+// settings are the flags of serve.
+type settings struct {
+	db           string
+	dockerHost   string
+	listen       []string
+	bridge       string
+	guard        string
+	admin        string
+	rate         float64
+	burst        int
+	allowHosts   []string
+	zone         string
+	instanceTags map[string]string
+	witness      string
+	autoAttach   bool
+	plugins      attachment
+	logLevel     slog.Level
+	logFormat    string
+}
+
+func serveCommand() *cobra.Command {
+	var s settings
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Serve the tasks of this host (the default command)",
+		Example: `  ecs-resolver serve
+  ecs-resolver --listen 127.0.0.1:51679 --bridge none    # behind the ECS agent's DNAT rule`,
+		Args: usage(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), s) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&s.db, "db", defaultDB(), "the bindings `file` that ecs-ipam writes; also IPAM_DB_PATH")
+	f.StringVar(&s.dockerHost, "docker-host", "", "the Docker daemon's `URL` (default DOCKER_HOST, else unix:///var/run/docker.sock)")
+	f.StringArrayVar(&s.listen, "listen", nil, "an `address:port` for tasks, or fd:N for an open socket; may be repeated (default 169.254.170.2:80, or systemd's sockets)")
+	f.StringVar(&s.bridge, "bridge", "ecs-bridge", "the bridge that carries 169.254.170.2; none: no bridge, address or table is made")
+	f.StringVar(&s.guard, "guard", string(guard.Strict), "what the host's table lets tasks reach: strict, source or off, as in the plugin's configuration")
+	f.StringVar(&s.admin, "admin", "127.0.0.1:51680", "the loopback `address:port`, or unix:PATH, for operators: a status page, /metrics, /healthz, /readyz")
+	f.Float64Var(&s.rate, "rate", 40, "requests per second that a task may make, 0 for any number")
+	f.IntVar(&s.burst, "burst", 60, "requests that a task may make at once")
+	f.StringSliceVar(&s.allowHosts, "allow-host", nil, "a further `name` that the Host header may hold; may be repeated")
+	f.StringVar(&s.zone, "availability-zone", "", "AvailabilityZone in the answers")
+	f.StringToStringVar(&s.instanceTags, "instance-tag", nil, "a `key=value` of ContainerInstanceTags; may be repeated")
+	f.BoolVar(&s.autoAttach, "auto-attach", false, "attach every container that starts with the label com.amazonaws.ecs.task-arn")
+	s.plugins.pluginFlags(f)
+	f.StringVar(&s.witness, "witness", witnessRequired, "require: a connection must have its other end in the task's network namespace; off: the address is enough")
+	f.TextVar(&s.logLevel, "log-level", slog.LevelInfo, "the least `level` that is logged: debug, info, warn or error")
+	f.StringVar(&s.logFormat, "log-format", "auto", "text, json, or auto: text on a terminal")
+	return cmd
+}
+
+func defaultDB() string {
+	if path := os.Getenv("IPAM_DB_PATH"); path != "" {
+		return path
+	}
+	return bindingdb.DefaultPath
+}
+
+// serve runs the resolver until ctx ends, and then lets what is under way finish.
+func serve(ctx context.Context, s settings) error {
+	if s.rate < 0 || s.burst < 0 || s.rate > 0 && s.burst == 0 {
+		return usageError{fmt.Errorf("--rate %v with --burst %d: expected a rate and a burst above 0, or --rate 0 for no limit", s.rate, s.burst)}
+	}
+	if s.witness != witnessRequired && s.witness != witnessOff {
+		return usageError{fmt.Errorf("--witness %q: expected %s or %s", s.witness, witnessRequired, witnessOff)}
+	}
+	mode, err := guard.ParseMode(s.guard)
+	if err != nil {
+		return usageError{fmt.Errorf("--%w", err)}
+	}
+	log, err := newLogger(s.logFormat, s.logLevel)
+	if err != nil {
+		return err
+	}
+	bindings, err := bindingdb.NewReader(s.db, bindingdb.Options{})
+	if err != nil {
+		return err
+	}
+	index, err := docker.New(docker.Config{Host: s.dockerHost, Addresses: addressesOf, Counters: countersOf, Logger: log})
+	if err != nil {
+		return err
+	}
+	witnessed, err := newWitness(s.witness)
+	if err != nil {
+		return err
+	}
+	requests := admin.NewRequests()
+	api := metadata.New(metadata.Config{
+		BindingOf:        bindings.Binding,
+		TaskOf:           index.Task,
+		Stats:            index.Stats,
+		Witness:          witnessed,
+		Observe:          requests.Observe,
+		Rate:             s.rate,
+		Burst:            s.burst,
+		AllowHost:        s.allowHosts,
+		AvailabilityZone: s.zone,
+		InstanceTags:     s.instanceTags,
+		Logger:           log,
+	})
+	sockets, err := openSockets(s.listen, s.admin, s.bridge != "none")
+	if err != nil {
+		return err
+	}
+	defer sockets.close()
+
+	var end *endpoint
+	if s.bridge != "none" {
+		end = &endpoint{bridge: s.bridge, guard: mode, sockets: sockets.api, log: log}
+		if err := end.ensure(); err != nil {
+			return err
+		}
+	}
+	var attacher *attach.Attacher
+	if s.autoAttach {
+		s.plugins.db, s.plugins.dockerHost, s.plugins.bridge = s.db, s.dockerHost, s.bridge
+		if attacher, err = s.plugins.open(log); err != nil {
+			return err
+		}
+	}
+	if err := keepOnly(capabilities(s)); err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	if attacher != nil {
+		g.Go(func() error { return attacher.Run(ctx) })
+	}
+	g.Go(func() error { return index.Run(ctx) })
+	if end != nil {
+		g.Go(func() error { return end.keep(ctx) })
+	}
+	operators := newAdmin(bindings, index, end, requests)
+	servers := []*http.Server{operators.HTTPServer(), api.HTTPServer()}
+	g.Go(func() error { return serveOn(servers[0], sockets.admin) })
+	for _, l := range sockets.api {
+		g.Go(func() error { return serveOn(servers[1], l) })
+	}
+	g.Go(func() error { return drain(ctx, servers, log) })
+	g.Go(func() error { return watchdog(ctx) })
+	for _, l := range sockets.api {
+		log.Info("serving tasks", "addr", l.Addr().String(), "bridge", s.bridge, "db", s.db)
+	}
+	notify(log, daemon.SdNotifyReady)
+	return g.Wait()
+}
+
+// drain waits for the end of ctx, and then for the requests under way. What has not
+// finished after drainTime is cut off.
+func drain(ctx context.Context, servers []*http.Server, log *slog.Logger) error {
+	<-ctx.Done()
+	notify(log, daemon.SdNotifyStopping)
+	log.Info("ending", "cause", context.Cause(ctx))
+	late, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
+	defer cancel()
+	var errs []error
+	for _, server := range servers {
+		err := server.Shutdown(late)
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = server.Close()
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// notify tells systemd of a change of state, if it started us and wants to know.
+func notify(log *slog.Logger, state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		log.Warn("telling systemd", "state", state, "err", err)
+	}
+}
+
+// watchdog tells systemd that the resolver is alive, twice in the time that the unit
+// allows, until ctx ends.
+func watchdog(ctx context.Context) error {
+	interval, err := daemon.SdWatchdogEnabled(false)
+	if err != nil {
+		return fmt.Errorf("reading the watchdog's time from the environment: %w", err)
+	}
+	if interval == 0 {
+		return nil
+	}
+	tick := time.NewTicker(interval / 2)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			if _, err := daemon.SdNotify(false, daemon.SdNotifyWatchdog); err != nil {
+				return fmt.Errorf("telling systemd's watchdog: %w", err)
+			}
+		}
+	}
+}
+
+// newLogger logs to standard error.
+func newLogger(format string, level slog.Level) (*slog.Logger, error) {
+	options := &slog.HandlerOptions{Level: level}
+	switch format {
+	case "auto":
+		if st, err := os.Stderr.Stat(); err != nil || st.Mode()&os.ModeCharDevice == 0 {
+			return slog.New(slog.NewJSONHandler(os.Stderr, options)), nil
+		}
+		return slog.New(slog.NewTextHandler(os.Stderr, options)), nil
+	case "text":
+		return slog.New(slog.NewTextHandler(os.Stderr, options)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(os.Stderr, options)), nil
+	}
+	return nil, usageError{fmt.Errorf("--log-format %q: expected auto, text or json", format)}
+}

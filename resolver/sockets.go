@@ -1,0 +1,153 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/coreos/go-systemd/v22/activation"
+	"golang.org/x/sys/unix"
+
+	"taskmeta/internal/ecs"
+)
+
+// adminSocket is the name (FileDescriptorName=) under which systemd passes the admin
+// listener; all others are for tasks.
+const adminSocket = "admin"
+
+// sockets are what the resolver listens on.
+type sockets struct {
+	api   []net.Listener
+	admin net.Listener
+}
+
+// openSockets opens what the flags name, or takes what systemd passed in their place. An
+// address for tasks need not stand on an interface yet if there will be a bridge to
+// carry it.
+func openSockets(listen []string, adminAt string, bridged bool) (_ *sockets, err error) {
+	s := &sockets{}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	passed, err := activation.ListenersWithNames()
+	if err != nil {
+		return nil, fmt.Errorf("taking systemd's sockets: %w", err)
+	}
+	for name, ls := range passed {
+		for _, l := range ls {
+			if name == adminSocket && s.admin == nil {
+				s.admin = l
+			} else {
+				s.api = append(s.api, l)
+			}
+		}
+	}
+	if len(listen) == 0 && len(s.api) == 0 {
+		listen = []string{netip.AddrPortFrom(ecs.EndpointAddr, ecs.EndpointPort).String()}
+	}
+	for _, at := range listen {
+		l, err := openAPI(at, bridged)
+		if err != nil {
+			return nil, fmt.Errorf("--listen %s: %w", at, err)
+		}
+		s.api = append(s.api, l)
+	}
+	if s.admin == nil {
+		if s.admin, err = openAdmin(adminAt); err != nil {
+			return nil, fmt.Errorf("--admin %s: %w", adminAt, err)
+		}
+	}
+	return s, nil
+}
+
+func openAPI(at string, bridged bool) (net.Listener, error) {
+	if number, ok := strings.CutPrefix(at, "fd:"); ok {
+		fd, err := strconv.ParseUint(number, 10, 31)
+		if err != nil {
+			return nil, usageError{errors.New("expected fd: and the number of an open socket, such as fd:3")}
+		}
+		file := os.NewFile(uintptr(fd), at)
+		defer file.Close() // FileListener has its own copy
+		return net.FileListener(file)
+	}
+	if _, err := netip.ParseAddrPort(at); err != nil {
+		return nil, usageError{errors.New("expected an address and a port, such as 169.254.170.2:80, or fd:3")}
+	}
+	config := net.ListenConfig{}
+	if bridged {
+		config.Control = func(_, _ string, c syscall.RawConn) error {
+			return control(c, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_FREEBIND, 1) })
+		}
+	}
+	return config.Listen(context.Background(), "tcp", at)
+}
+
+// openAdmin listens for operators: on loopback, or on a unix socket that only root opens.
+func openAdmin(at string) (net.Listener, error) {
+	if path, ok := strings.CutPrefix(at, "unix:"); ok {
+		// What an earlier run left would be in the way; one that still runs is not touched.
+		if c, err := net.Dial("unix", path); err == nil {
+			_ = c.Close()
+			return nil, errors.New("another process listens there")
+		} else if errors.Is(err, syscall.ECONNREFUSED) {
+			if err := os.Remove(path); err != nil {
+				return nil, err
+			}
+		}
+		before := unix.Umask(0o177)
+		defer unix.Umask(before)
+		return net.Listen("unix", path)
+	}
+	addr, err := netip.ParseAddrPort(at)
+	if err != nil || !addr.Addr().IsLoopback() {
+		return nil, usageError{errors.New("expected a loopback address and a port, such as 127.0.0.1:51680, or unix:PATH")}
+	}
+	return net.Listen("tcp", at)
+}
+
+func (s *sockets) close() {
+	for _, l := range append(s.api, s.admin) {
+		if l != nil {
+			_ = l.Close()
+		}
+	}
+}
+
+// serveOn serves until the server is shut down.
+func serveOn(server *http.Server, l net.Listener) error {
+	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serving on %s: %w", l.Addr(), err)
+	}
+	return nil
+}
+
+// bindToDevice makes a listening socket take connections that come in by the interface of
+// that name alone. It holds for the interface as it is: one that is made anew under the
+// name needs a call of its own.
+func bindToDevice(l net.Listener, name string) error {
+	raw, err := l.(syscall.Conn).SyscallConn()
+	if err != nil {
+		return err
+	}
+	return control(raw, func(fd int) error {
+		return os.NewSyscallError("setsockopt SO_BINDTODEVICE", unix.BindToDevice(fd, name))
+	})
+}
+
+// control runs fn on the descriptor behind a connection.
+func control(c syscall.RawConn, fn func(fd int) error) error {
+	var err error
+	if e := c.Control(func(fd uintptr) { err = fn(int(fd)) }); e != nil {
+		return e
+	}
+	return err
+}
