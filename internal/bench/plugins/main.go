@@ -1,0 +1,288 @@
+// Plugins measures what an ADD and a DEL of the plugins take, beside host-local and bridge
+// of the containernetworking project and beside the least that such programs take. All
+// contenders take turns in one run, on a host of their own and with their state on one file
+// system, so that what disturbs one disturbs all.
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"taskmeta/internal/testnet"
+)
+
+func main() {
+	rounds := flag.Int("rounds", 200, "times that each contender is measured at each level")
+	dir := flag.String("dir", os.TempDir(), "where the state is kept")
+	levels := []int{0, 500, 1000}
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, *dir, *rounds, levels)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "plugins:", err)
+		os.Exit(1)
+	}
+}
+
+// programs are what is measured, by import path.
+var programs = []string{
+	"taskmeta/internal/bench/plugins/empty",
+	"taskmeta/internal/bench/plugins/commit",
+	"taskmeta/plugins/ecs-ipam",
+	"taskmeta/plugins/ecs-bridge",
+	"github.com/containernetworking/plugins/plugins/ipam/host-local",
+	"github.com/containernetworking/plugins/plugins/main/bridge",
+}
+
+// together is how many attachments the last table makes at once.
+const together = 64
+
+func run(ctx context.Context, dir string, rounds int, levels []int) (err error) {
+	dir, err = os.MkdirTemp(dir, "taskmeta-bench-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	b := &bench{dir: dir}
+	build := exec.CommandContext(ctx, "go", append([]string{"build", "-trimpath", "-ldflags", "-s -w", "-o", b.bin() + "/"}, programs...)...)
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	build.Stderr = os.Stderr
+	if err := build.Run(); err != nil {
+		return fmt.Errorf("building the contenders: %w", err)
+	}
+	if b.host, err = testnet.New(); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.host.Close()) }()
+	for range together {
+		task, err := testnet.New()
+		if err != nil {
+			return err
+		}
+		defer task.Close()
+		b.tasks = append(b.tasks, task)
+	}
+
+	t := newTable()
+	for _, taken := range levels {
+		if err := b.alternate(ctx, t, taken, rounds); err != nil {
+			return err
+		}
+	}
+	if err := b.atOnce(ctx, t); err != nil {
+		return err
+	}
+	return t.print(os.Stdout)
+}
+
+type bench struct {
+	dir   string
+	host  *testnet.Namespace
+	tasks []*testnet.Namespace
+}
+
+func (b *bench) bin() string { return filepath.Join(b.dir, "bin") }
+
+// A contender is a plugin with its configuration, in which "%" stands for its state's
+// path, or a program that is no plugin, with its argument.
+type contender struct {
+	name, program, conf string
+	link                bool // makes interfaces
+	floor               bool // takes no verb, and has no state that grows
+}
+
+const (
+	ecsIPAM   = `"ipam": {"type": "ecs-ipam", "db-path": "%"}`
+	hostLocal = `"ipam": {"type": "host-local", "dataDir": "%", "ranges": [[{"subnet": "10.200.0.0/22"}]]}`
+)
+
+var contenders = []contender{
+	{name: "an empty Go program", program: "empty", floor: true},
+	{name: "  with one bbolt commit", program: "commit", conf: "%", floor: true},
+	{name: "ecs-ipam", program: "ecs-ipam", conf: ecsIPAM},
+	{name: "host-local", program: "host-local", conf: hostLocal},
+	{name: "ecs-bridge + ecs-ipam", program: "ecs-bridge", conf: `"bridge": "ecs0", ` + ecsIPAM, link: true},
+	{name: "  guard off", program: "ecs-bridge", conf: `"bridge": "ecs1", "guard": "off", ` + ecsIPAM, link: true},
+	{name: "bridge + host-local", program: "bridge", conf: `"bridge": "cni0", "isGateway": true, ` + hostLocal, link: true},
+}
+
+// state is the path of a contender's state at a level.
+func (b *bench) state(c contender, level string) string {
+	return filepath.Join(b.dir, level, strings.ReplaceAll(strings.TrimSpace(c.name), " ", "-"))
+}
+
+// command is one start of a contender.
+func (b *bench) command(ctx context.Context, c contender, state, verb, container string, task *testnet.Namespace) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, filepath.Join(b.bin(), c.program))
+	conf := strings.ReplaceAll(c.conf, "%", state)
+	if c.floor {
+		cmd.Args = append(cmd.Args, conf)
+		return cmd
+	}
+	cmd.Stdin = strings.NewReader(`{"cniVersion": "1.0.0", "name": "bench", "type": "` + c.program + `", ` + conf + `}`)
+	cmd.Env = append(os.Environ(), "CNI_COMMAND="+verb, "CNI_CONTAINERID="+container, "CNI_IFNAME=eth0",
+		"CNI_NETNS="+task.Path(), "CNI_PATH="+b.bin())
+	return cmd
+}
+
+// timed runs a contender once.
+func (b *bench) timed(ctx context.Context, c contender, state, verb, container string, task *testnet.Namespace) (time.Duration, error) {
+	cmd := b.command(ctx, c, state, verb, container, task)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	start := time.Now()
+	if err := b.host.Run(cmd); err != nil {
+		return 0, fmt.Errorf("%s of %s by %s: %w\n%s", verb, container, strings.TrimSpace(c.name), err, out.Bytes())
+	}
+	return time.Since(start), nil
+}
+
+// alternate lets every contender do an ADD and a DEL in each round, with that many
+// addresses taken.
+func (b *bench) alternate(ctx context.Context, t *table, taken, rounds int) error {
+	level := fmt.Sprint(taken)
+	if err := os.MkdirAll(filepath.Join(b.dir, level), 0o755); err != nil {
+		return err
+	}
+	for _, c := range contenders {
+		if err := b.take(ctx, c, b.state(c, level), taken); err != nil {
+			return err
+		}
+	}
+	for round := range rounds {
+		for _, c := range contenders {
+			for _, verb := range []string{"ADD", "DEL"} {
+				took, err := b.timed(ctx, c, b.state(c, level), verb, fmt.Sprintf("round-%d", round), b.tasks[0])
+				if err != nil {
+					return err
+				}
+				t.add(c, verb, level, took)
+			}
+		}
+	}
+	return nil
+}
+
+// take gives addresses out by the contender's IPAM plugin, to containers that need not
+// exist for it.
+func (b *bench) take(ctx context.Context, c contender, state string, n int) error {
+	switch {
+	case c.floor:
+		return nil
+	case strings.Contains(c.conf, "ecs-ipam"):
+		c.program = "ecs-ipam"
+	default:
+		c.program = "host-local"
+	}
+	for i := range n {
+		if _, err := b.timed(ctx, c, state, "ADD", fmt.Sprintf("taken-%d", i), b.tasks[0]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// atOnce starts many ADDs together, then their DELs, and measures until the last is done.
+func (b *bench) atOnce(ctx context.Context, t *table) error {
+	level := fmt.Sprintf("%d at once", together)
+	if err := os.MkdirAll(filepath.Join(b.dir, level), 0o755); err != nil {
+		return err
+	}
+	for range 5 {
+		for _, c := range contenders {
+			for _, verb := range []string{"ADD", "DEL"} {
+				var all sync.WaitGroup
+				errs := make([]error, together)
+				start := time.Now()
+				for i, task := range b.tasks {
+					all.Go(func() {
+						state := b.state(c, level)
+						if c.floor {
+							state += fmt.Sprint(i) // a bbolt file that is locked is waited for in steps of 50 ms
+						}
+						_, errs[i] = b.timed(ctx, c, state, verb, fmt.Sprintf("c%d", i), task)
+					})
+				}
+				all.Wait()
+				if err := errors.Join(errs...); err != nil {
+					return err
+				}
+				t.add(c, verb, level, time.Since(start))
+			}
+		}
+	}
+	return nil
+}
+
+// A table collects durations by contender, verb and level.
+type table struct {
+	levels []string
+	cells  map[cell][]time.Duration
+}
+
+type cell struct {
+	contender   contender
+	verb, level string
+}
+
+func newTable() *table { return &table{cells: make(map[cell][]time.Duration)} }
+
+func (t *table) add(c contender, verb, level string, took time.Duration) {
+	if !slices.Contains(t.levels, level) {
+		t.levels = append(t.levels, level)
+	}
+	k := cell{c, verb, level}
+	t.cells[k] = append(t.cells[k], took)
+}
+
+func (t *table) print(f *os.File) error {
+	w := tabwriter.NewWriter(f, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprint(w, "ms, p50 / p99\t\t")
+	for _, level := range t.levels {
+		if !strings.HasSuffix(level, "once") {
+			level += " taken"
+		}
+		fmt.Fprintf(w, "%s\t", level)
+	}
+	fmt.Fprintln(w)
+	for _, c := range contenders {
+		for _, verb := range []string{"ADD", "DEL"} {
+			if c.floor && verb == "DEL" {
+				continue
+			}
+			label := verb
+			if c.floor {
+				label = ""
+			}
+			fmt.Fprintf(w, "%s\t%s\t", c.name, label)
+			for _, level := range t.levels {
+				took := t.cells[cell{c, verb, level}]
+				fmt.Fprintf(w, "%.2f / %.2f\t", ms(quantile(took, 0.5)), ms(quantile(took, 0.99)))
+			}
+			fmt.Fprintln(w)
+		}
+	}
+	return w.Flush()
+}
+
+// quantile is the smallest duration that the fraction q of all does not exceed.
+func quantile(all []time.Duration, q float64) time.Duration {
+	sorted := slices.Sorted(slices.Values(all))
+	return sorted[min(int(q*float64(len(sorted))), len(sorted)-1)]
+}
+
+func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
