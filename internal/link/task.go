@@ -106,13 +106,14 @@ func (t *Task) Configure(i Interface) error {
 		steps = append(steps, addAddr(index, p, false))
 	}
 	for _, r := range i.Routes {
-		steps = append(steps, r.add(index))
+		steps = append(steps, r.add(i, index))
 	}
 	return t.do(steps...)
 }
 
-// add is the step that adds the route.
-func (r Route) add(index int) step {
+// add is the step that adds the route to the interface of that index. A gateway in the
+// subnet of an address is on the link, even where another interface has the route to it.
+func (r Route) add(i Interface, index int) step {
 	m := &nl.RtMsg{RtMsg: unix.RtMsg{
 		Family: uint8(family(r.Dst.Addr())), Dst_len: uint8(r.Dst.Bits()),
 		Table: unix.RT_TABLE_MAIN, Protocol: unix.RTPROT_STATIC, Type: unix.RTN_UNICAST, Scope: unix.RT_SCOPE_UNIVERSE,
@@ -124,6 +125,9 @@ func (r Route) add(index int) step {
 	case r.Blackhole:
 		m.Type = unix.RTN_BLACKHOLE
 	case r.Gateway.IsValid():
+		if slices.ContainsFunc(i.Addrs, func(p netip.Prefix) bool { return p.Contains(r.Gateway) }) {
+			m.Flags |= unix.RTNH_F_ONLINK
+		}
 		s.AddData(nl.NewRtAttr(unix.RTA_GATEWAY, r.Gateway.AsSlice()))
 	default:
 		m.Scope = unix.RT_SCOPE_LINK

@@ -118,7 +118,7 @@ func TestConfigurationsOfAWS(t *testing.T) {
 			if got := sh(t, task, `ip -o addr show dev eth0 | tr -s ' ' | cut -d' ' -f4`); got != test.addrs {
 				t.Errorf("addresses\n%s\nwant\n%s", got, test.addrs)
 			}
-			got := sh(t, task, `(ip route show; ip -6 route show) | sed -e 's/ dev [a-z0-9]*//; s/ proto static//; s/ pref medium//; s/ *$//' | sort`)
+			got := sh(t, task, `(ip route show; ip -6 route show) | sed -e 's/ dev [a-z0-9]*//; s/ proto static//; s/ pref medium//; s/ onlink//; s/ *$//' | sort`)
 			if got != test.routes {
 				t.Errorf("routes\n%s\nwant\n%s", got, test.routes)
 			}
@@ -606,6 +606,29 @@ func TestTwoNetworksOfOneTask(t *testing.T) {
 	if _, err := h.answer(another("DEL")); err != nil {
 		t.Fatal(err)
 	}
+	h.left(t, before)
+}
+
+// A second interface in the same network: the routes are the first one's.
+func TestTwoInterfacesInOneNetwork(t *testing.T) {
+	t.Parallel()
+	h, task := newHost(t), testnet.T(t)
+	before := h.things(t)
+	second := func(verb string) *exec.Cmd {
+		cmd := h.command(verb, "c1", task.Path(), conf())
+		cmd.Env = append(cmd.Env, "CNI_IFNAME=eth1")
+		return cmd
+	}
+	h.must(t, "ADD", "c1", task.Path(), conf())
+	if _, err := h.answer(second("ADD")); err != nil {
+		t.Fatal(err)
+	}
+	reach(t, h, task)
+	if _, err := h.answer(second("DEL")); err != nil {
+		t.Fatal(err)
+	}
+	reach(t, h, task)
+	h.must(t, "DEL", "c1", task.Path(), conf())
 	h.left(t, before)
 }
 
