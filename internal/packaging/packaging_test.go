@@ -246,7 +246,7 @@ func TestSocketActivation(t *testing.T) {
 		t.Fatal(err)
 	}
 	lines := bufio.NewScanner(said)
-	for lines.Scan() && !strings.Contains(lines.Text(), "Listening on") {
+	for lines.Scan() && !strings.Contains(lines.Text(), "Listening on") { // until the socket is open
 	}
 	go io.Copy(io.Discard, said)
 	defer func() {
