@@ -30,7 +30,9 @@ type endpoint struct {
 	bridge  string
 	guard   guard.Mode
 	sockets []net.Listener
-	log     *slog.Logger
+	// closeEnded ends the connections of bindings that are gone.
+	closeEnded func(gone func(*ecs.Binding) bool)
+	log        *slog.Logger
 
 	index     int            // of the bridge that the sockets are bound to
 	guarded   []netip.Prefix // subnets that the table was made for
@@ -96,16 +98,30 @@ func (e *endpoint) make() error {
 		e.repairs.Add(1)
 		e.log.Warn("the endpoint was made whole again", "bridge", e.bridge, "bridge_made_again", again, "table_made_again", flushed)
 	}
-	return e.lookForStrangers(host, bridge)
-}
-
-// lookForStrangers tells of each port of the bridge that no plugin made: whoever made it
-// can send what it likes.
-func (e *endpoint) lookForStrangers(host *link.Host, bridge link.Bridge) error {
 	ports, err := host.Ports(bridge)
 	if err != nil {
 		return err
 	}
+	e.lookForStrangers(ports)
+	e.closeEnded(without(ports))
+	return nil
+}
+
+// without reports of a binding whether its interface is gone. Those that AWS's plugin made
+// do not say whose they are.
+func without(ports []link.Port) func(*ecs.Binding) bool {
+	there := make(map[ecs.Attachment]bool, len(ports))
+	for _, p := range ports {
+		if p.Veth != nil {
+			there[p.Veth.Attachment] = true
+		}
+	}
+	return func(b *ecs.Binding) bool { return b.Network != "" && !there[b.Attachment] }
+}
+
+// lookForStrangers tells of each port of the bridge that no plugin made: whoever made it
+// can send what it likes.
+func (e *endpoint) lookForStrangers(ports []link.Port) {
 	var before, now []string
 	if known := e.strangers.Load(); known != nil {
 		before = *known
@@ -120,7 +136,6 @@ func (e *endpoint) lookForStrangers(host *link.Host, bridge link.Bridge) error {
 		}
 	}
 	e.strangers.Store(&now)
-	return nil
 }
 
 // state is what an operator is told of the endpoint; a nil one has nothing to tell.

@@ -138,7 +138,7 @@ func serve(ctx context.Context, s settings) error {
 
 	var end *endpoint
 	if s.bridge != "none" {
-		end = &endpoint{bridge: s.bridge, guard: mode, sockets: sockets.api, log: log}
+		end = &endpoint{bridge: s.bridge, guard: mode, sockets: sockets.api, closeEnded: api.CloseEnded, log: log}
 		if err := end.ensure(); err != nil {
 			return err
 		}

@@ -1,11 +1,15 @@
 package e2e
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"net/http"
 	"os/exec"
 	"strings"
 	"testing"
+
+	"taskmeta/internal/testnet"
 )
 
 func TestWithoutABindingNothingIsTold(t *testing.T) {
@@ -38,6 +42,48 @@ func TestAnAttachmentThatEndedIsForgottenAtOnce(t *testing.T) {
 		t.Errorf("the second ADD gave %s again at once", second)
 	}
 	h.ask(t, web.pause, "GET", "/v2/metadata").decode(t, &got)
+}
+
+// An interface that is gone, by whatever hand, ends the connections that came by it: nothing
+// that was sent on them may reach who is given the address next.
+func TestConnectionsEndWithTheirInterface(t *testing.T) {
+	h := newHost(t)
+	h.serve(t)
+	web := h.task(t, "web")
+	web.attach(t)
+	ns, err := testnet.Open(web.netns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	transport := &http.Transport{DialContext: ns.DialContext}
+	defer transport.CloseIdleConnections()
+	if status, body, err := get(transport, url("/v2/metadata")); err != nil || status != http.StatusOK {
+		t.Fatalf("%d %s %v", status, body, err)
+	}
+	const established = "ss --tcp --numeric --no-header state established sport = :80"
+	if out := h.sh(t, established); out == "" {
+		t.Fatal("the connection was not kept")
+	}
+	h.sh(t, "ip link delete $(ip -oneline link show type veth | cut -d: -f2 | cut -d@ -f1)")
+	await(t, "the connection to end", func() error {
+		if out := h.sh(t, established); out != "" {
+			return errors.New(out)
+		}
+		return nil
+	})
+}
+
+// sh runs a line of the shell on the host.
+func (h *host) sh(t *testing.T, line string) string {
+	t.Helper()
+	cmd := exec.Command("sh", "-ec", line)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := h.ns.Run(cmd); err != nil {
+		t.Fatalf("%s: %v: %s", line, err, &out)
+	}
+	return strings.TrimSpace(out.String())
 }
 
 // The resolver takes the ECS agent's place on a host that keeps the agent's DNAT rule.

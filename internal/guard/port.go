@@ -258,7 +258,8 @@ func Remove(bridge, link string, addrs ...netip.Addr) error {
 		return err
 	}
 	for _, addr := range addrs {
-		if err := sockdiag.Destroy(addr); err != nil {
+		// Where the kernel cannot, the resolver does so when it sees that the link is gone.
+		if err := sockdiag.Destroy(addr); err != nil && !errors.Is(err, errors.ErrUnsupported) {
 			return fmt.Errorf("ending the connections of %s: %w", addr, err)
 		}
 	}

@@ -1,10 +1,12 @@
 package metadata
 
 import (
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 
 	"taskmeta/internal/ecs"
 )
@@ -14,48 +16,54 @@ type conns struct {
 	limit int // for one address
 
 	mu sync.Mutex
-	of map[netip.Addr]map[net.Conn]struct{}
+	of map[netip.Addr]map[net.Conn]*conn
 }
 
 // add takes in a connection, unless its source has as many as it may.
-func (cs *conns) add(c net.Conn) bool {
-	addr := peer(c.RemoteAddr().String()).Addr()
+func (cs *conns) add(raw net.Conn, c *conn) bool {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
-	open := cs.of[addr]
+	open := cs.of[c.client.Addr()]
 	if len(open) >= cs.limit {
 		return false
 	}
 	if open == nil {
-		open = make(map[net.Conn]struct{})
-		cs.of[addr] = open
+		open = make(map[net.Conn]*conn)
+		cs.of[c.client.Addr()] = open
 	}
-	open[c] = struct{}{}
+	open[raw] = c
 	return true
 }
 
 // remove forgets a connection, if it was taken in.
-func (cs *conns) remove(c net.Conn) {
-	addr := peer(c.RemoteAddr().String()).Addr()
+func (cs *conns) remove(raw net.Conn) {
+	addr := peer(raw.RemoteAddr().String()).Addr()
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
-	delete(cs.of[addr], c)
+	delete(cs.of[addr], raw)
 	if len(cs.of[addr]) == 0 {
 		delete(cs.of, addr)
 	}
 }
 
-// reset ends the connections of one source address. What is queued for them is dropped,
-// not sent: the address may have another owner by the time it would arrive.
-func (cs *conns) reset(addr netip.Addr) {
+// all is a copy of what is open now.
+func (cs *conns) all() map[netip.Addr]map[net.Conn]*conn {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
-	for c := range cs.of[addr] {
-		if tcp, ok := c.(*net.TCPConn); ok {
-			_ = tcp.SetLinger(0) // fails only on a connection that has ended
-		}
-		_ = c.Close()
+	all := maps.Clone(cs.of)
+	for addr, open := range all {
+		all[addr] = maps.Clone(open)
 	}
+	return all
+}
+
+// reset ends a connection. What is queued for it is dropped, not sent: the address may have
+// another owner by the time it would arrive.
+func reset(raw net.Conn) {
+	if tcp, ok := raw.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0) // fails only on a connection that has ended
+	}
+	_ = raw.Close()
 }
 
 // peer is the address and port that a connection came from. An IPv4 address mapped into
@@ -70,11 +78,11 @@ func peer(remote string) netip.AddrPort {
 }
 
 // A conn is what is known about a connection. Its requests are served one after the
-// other, so it needs no lock.
+// other; the binding alone is looked at beside them.
 type conn struct {
 	client, server netip.AddrPort
 	// binding is the one that the first request met, once the witness has confirmed it.
-	binding *ecs.Binding
+	binding atomic.Pointer[ecs.Binding]
 	tenant  *tenant
 }
 

@@ -98,7 +98,7 @@ func (s *Server) answer(r *http.Request, c *conn, endpoint, id string) (page, ti
 	if endpoint == EndpointNone {
 		return page{}, 0, notFound
 	}
-	task, age, err := s.cfg.TaskOf(r.Context(), c.binding)
+	task, age, err := s.cfg.TaskOf(r.Context(), c.binding.Load())
 	if err != nil {
 		return page{}, 0, dockerRefusal(err)
 	}
@@ -110,14 +110,15 @@ func (s *Server) answer(r *http.Request, c *conn, endpoint, id string) (page, ti
 // request, because a connection that is kept alive may outlive its task.
 func (s *Server) attribute(ctx context.Context, c *conn) error {
 	b, err := s.cfg.BindingOf(c.client.Addr())
+	first := c.binding.Load()
 	switch {
 	case errors.Is(err, ecs.ErrNoBinding):
 		return noBinding
 	case err != nil:
 		return bindingsUnavailable.because(err)
-	case c.binding == b:
+	case first == b:
 		return nil
-	case c.binding != nil:
+	case first != nil:
 		return noBinding.because(errOtherBinding)
 	}
 	if s.cfg.Witness != nil {
@@ -125,7 +126,8 @@ func (s *Server) attribute(ctx context.Context, c *conn) error {
 			return witnessFailed.because(err)
 		}
 	}
-	c.binding, c.tenant = b, s.tenants.get(b)
+	c.tenant = s.tenants.get(b)
+	c.binding.Store(b)
 	return nil
 }
 

@@ -101,7 +101,7 @@ func New(cfg Config) *Server {
 	}
 	s := &Server{
 		cfg:       cfg,
-		conns:     conns{limit: cfg.MaxConns, of: make(map[netip.Addr]map[net.Conn]struct{})},
+		conns:     conns{limit: cfg.MaxConns, of: make(map[netip.Addr]map[net.Conn]*conn)},
 		tenants:   tenants{rate: limit, burst: cfg.Burst, of: make(map[weak.Pointer[ecs.Binding]]*tenant)},
 		strangers: newRefusalLimiter(),
 		warnings:  make(map[*refusal]*warnings),
@@ -122,31 +122,43 @@ func (s *Server) HTTPServer() *http.Server {
 		WriteTimeout:                 writeTimeout,
 		IdleTimeout:                  idleTimeout,
 		MaxHeaderBytes:               maxHeader - headerSlop,
-		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			return context.WithValue(ctx, connKey{}, newConn(c.RemoteAddr().String(), c.LocalAddr()))
-		},
-		ConnState: s.trackConn,
-		ErrorLog:  slog.NewLogLogger(s.cfg.Logger.Handler(), slog.LevelWarn),
+		ConnContext:                  s.takeIn,
+		ConnState:                    s.trackConn,
+		ErrorLog:                     slog.NewLogLogger(s.cfg.Logger.Handler(), slog.LevelWarn),
 	}
 }
 
-func (s *Server) trackConn(c net.Conn, state http.ConnState) {
-	switch state {
-	case http.StateNew:
-		if !s.conns.add(c) {
-			_ = c.Close() // unread: whoever has so many gets nothing better
-			s.observe(EndpointConnection, http.StatusTooManyRequests, 0)
-			s.warn(rateLimited, peer(c.RemoteAddr().String()), errTooManyConns)
-		}
-	case http.StateClosed:
-		s.conns.remove(c)
+// takeIn makes a new connection known, or closes it unread if its source has too many:
+// whoever has so many gets nothing better.
+func (s *Server) takeIn(ctx context.Context, raw net.Conn) context.Context {
+	c := newConn(raw.RemoteAddr().String(), raw.LocalAddr())
+	if !s.conns.add(raw, c) {
+		_ = raw.Close()
+		s.observe(EndpointConnection, http.StatusTooManyRequests, 0)
+		s.warn(rateLimited, c.client, errTooManyConns)
+	}
+	return context.WithValue(ctx, connKey{}, c)
+}
+
+func (s *Server) trackConn(raw net.Conn, state http.ConnState) {
+	if state == http.StateClosed {
+		s.conns.remove(raw)
 	}
 }
 
 var errTooManyConns = errors.New("too many open connections from one address")
 
-// CloseAddr ends all connections from addr at once and drops what is queued for them.
-// It is for an address whose binding has ended.
-func (s *Server) CloseAddr(addr netip.Addr) {
-	s.conns.reset(addr)
+// CloseEnded ends the connections whose binding has ended: it is not its address's any
+// more, or gone says so. What is queued for them is dropped.
+func (s *Server) CloseEnded(gone func(*ecs.Binding) bool) {
+	for addr, open := range s.conns.all() {
+		now, err := s.cfg.BindingOf(addr) // nil if no attachment holds it
+		known := err == nil || errors.Is(err, ecs.ErrNoBinding)
+		for raw, c := range open {
+			// Nothing has been sent yet on a connection without a binding.
+			if b := c.binding.Load(); b != nil && (known && b != now || gone(b)) {
+				reset(raw)
+			}
+		}
+	}
 }

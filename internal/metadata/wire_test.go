@@ -206,24 +206,46 @@ func TestWitness(t *testing.T) {
 	}
 }
 
-func TestCloseAddr(t *testing.T) {
+func TestConnectionsOfAnEndedBinding(t *testing.T) {
 	t.Parallel()
-	s := New(newWorld().config())
-	addr := serve(t, s.HTTPServer())
-	mine, others := dial(t, taskAddr, addr), dial(t, otherAddr, addr)
-	for _, c := range []net.Conn{mine, others} {
-		roundTrip(t, c, bufio.NewReader(c))
-	}
-	s.CloseAddr(taskAddr)
-	if _, err := mine.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("read gave %v, want a reset", err)
-	}
-	if resp := roundTrip(t, others, bufio.NewReader(others)); resp.StatusCode != http.StatusOK {
-		t.Errorf("another task's connection: %s", resp.Status)
-	}
-	again := dial(t, taskAddr, addr)
-	if resp := roundTrip(t, again, bufio.NewReader(again)); resp.StatusCode != http.StatusOK {
-		t.Errorf("a new connection: %s", resp.Status)
+	for name, end := range map[string]func(*world) (gone func(*ecs.Binding) bool){
+		"it is freed": func(w *world) func(*ecs.Binding) bool {
+			w.unbind(taskAddr)
+			return func(*ecs.Binding) bool { return false }
+		},
+		"its address is another's": func(w *world) func(*ecs.Binding) bool {
+			w.bind(taskAddr, webTask())
+			return func(*ecs.Binding) bool { return false }
+		},
+		"its interface is gone": func(w *world) func(*ecs.Binding) bool {
+			ended := w.bindings[taskAddr]
+			return func(b *ecs.Binding) bool { return b == ended }
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			world := newWorld()
+			s := New(world.config())
+			addr := serve(t, s.HTTPServer())
+			mine, others, unasked := dial(t, taskAddr, addr), dial(t, otherAddr, addr), dial(t, taskAddr, addr)
+			for _, c := range []net.Conn{mine, others} {
+				roundTrip(t, c, bufio.NewReader(c))
+			}
+			s.CloseEnded(end(world))
+			if _, err := mine.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("read gave %v, want a reset", err)
+			}
+			if resp := roundTrip(t, others, bufio.NewReader(others)); resp.StatusCode != http.StatusOK {
+				t.Errorf("another task's connection: %s", resp.Status)
+			}
+			want := http.StatusOK
+			if name == "it is freed" {
+				want = http.StatusForbidden
+			}
+			if resp := roundTrip(t, unasked, bufio.NewReader(unasked)); resp.StatusCode != want {
+				t.Errorf("a connection on which nothing was asked: %s, want %d", resp.Status, want)
+			}
+		})
 	}
 }
 
