@@ -18,7 +18,7 @@ demo: prerequisites build ## Show the main job on a host of its own (KEEP=1 leav
 	@go run ./internal/demo $(if $(KEEP),-keep)
 
 test: prerequisites fmt lint build ## Run every test, on real namespaces and a real Docker daemon (needs root).
-	go test -race -timeout 10m ./...
+	go test -race -count=1 -timeout 10m ./...
 
 check: fmt lint unit ## Format, vet, lint and quick tests; needs neither root nor Docker.
 
