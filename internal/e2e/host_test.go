@@ -30,34 +30,13 @@ func TestMain(m *testing.M) {
 	if testing.Short() {
 		os.Exit(m.Run()) // every test here needs a Docker daemon, and skips
 	}
-	code, err := build(m.Run)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
-}
-
-// build builds the programs as `make build` does, and runs fn while they are there.
-func build(fn func() int) (code int, err error) {
-	if bin, err = os.MkdirTemp("", "taskmeta-e2e-"); err != nil {
-		return 0, err
-	}
-	defer os.RemoveAll(bin)
-	for name, pkg := range map[string]string{
-		"ecs-ipam":     "taskmeta/plugins/ecs-ipam",
-		"ecs-bridge":   "taskmeta/plugins/ecs-bridge",
-		"ecs-resolver": "taskmeta/resolver",
-		"cnitool":      "github.com/containernetworking/cni/cnitool",
-		"probe":        "taskmeta/internal/e2e/probe",
-	} {
-		cmd := exec.Command("go", "build", "-o", filepath.Join(bin, name), pkg)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return 0, fmt.Errorf("building %s: %w: %s", name, err, out)
-		}
-	}
-	return fn(), nil
+	os.Exit(testnet.Programs{M: m, Dir: &bin, Packages: []string{
+		"taskmeta/plugins/ecs-ipam",
+		"taskmeta/plugins/ecs-bridge",
+		"taskmeta/resolver",
+		"github.com/containernetworking/cni/cnitool",
+		"taskmeta/internal/e2e/probe",
+	}}.Run())
 }
 
 // A host is a machine of a test's own, with a Docker daemon.

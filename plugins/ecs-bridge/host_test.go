@@ -34,35 +34,7 @@ var programs = []string{
 }
 
 func TestMain(m *testing.M) {
-	testscript.Main(built{m}, map[string]func(){"ecs-bridge": main})
-}
-
-// built runs the tests with the programs built.
-type built struct{ *testing.M }
-
-func (b built) Run() int {
-	code, err := b.run()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "building the programs:", err)
-		return 1
-	}
-	return code
-}
-
-func (b built) run() (code int, err error) {
-	if bin, err = os.MkdirTemp("", "ecs-bridge-bin-"); err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(bin)) }()
-	if err := os.Chmod(bin, 0o755); err != nil { // one test starts them as somebody else
-		return 0, err
-	}
-	build := exec.Command("go", append([]string{"build", "-o", bin + "/"}, programs...)...)
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return 0, fmt.Errorf("%w\n%s", err, out)
-	}
-	return b.M.Run(), nil
+	testscript.Main(testnet.Programs{M: m, Packages: programs, Dir: &bin}, map[string]func(){"ecs-bridge": main})
 }
 
 // A host is a network namespace with a bindings file, where a runtime starts plugins.

@@ -28,13 +28,11 @@ import (
 	"taskmeta/internal/testnet"
 )
 
-// Without it, a process under the race detector sleeps for a second before it ends.
-const raceOptions = "atexit_sleep_ms=0"
+// bin is where the plugin is that the tests start.
+var bin string
 
-// The test binary is ecs-ipam as well, under that name and first in PATH.
 func TestMain(m *testing.M) {
-	os.Setenv("GORACE", raceOptions)
-	testscript.Main(m, map[string]func(){"ecs-ipam": main})
+	os.Exit(testnet.Programs{M: m, Packages: []string{"taskmeta/plugins/ecs-ipam"}, Dir: &bin}.Run())
 }
 
 func TestScripts(t *testing.T) {
@@ -44,7 +42,7 @@ func TestScripts(t *testing.T) {
 		t.Fatal("no scripts", err)
 	}
 	testscript.Run(t, testscript.Params{Files: scripts, Setup: func(env *testscript.Env) error {
-		env.Setenv("GORACE", raceOptions)
+		env.Setenv("PATH", bin+":"+env.Getenv("PATH"))
 		return nil
 	}})
 }
@@ -61,7 +59,7 @@ func newHost(t testing.TB) host {
 
 // command is one start of the plugin.
 func (h host) command(verb, container, conf string) *exec.Cmd {
-	cmd := exec.Command("ecs-ipam")
+	cmd := exec.Command(filepath.Join(bin, "ecs-ipam"))
 	cmd.Stdin = strings.NewReader(conf)
 	cmd.Env = append(os.Environ(), "IPAM_DB_PATH="+h.db, "CNI_COMMAND="+verb, "CNI_CONTAINERID="+container,
 		"CNI_IFNAME=eth0", "CNI_NETNS=/run/netns/"+container, "CNI_PATH=/opt/cni/bin")
@@ -465,7 +463,7 @@ func TestFileSystems(t *testing.T) {
 			cmd := host{db: filepath.Join(state, "bindings.db")}.command("ADD", "", "")
 			shell := exec.Command("sh", "-exc", "mount --make-rprivate /\n"+script)
 			shell.Dir = dir
-			shell.Env = append(cmd.Env, "STATE="+state, "CONF="+conf)
+			shell.Env = append(cmd.Env, "STATE="+state, "CONF="+conf, "PATH="+bin+":"+os.Getenv("PATH"))
 			shell.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
 			if out, err := shell.CombinedOutput(); err != nil {
 				t.Errorf("%v\n%s", err, out)
