@@ -10,6 +10,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
@@ -163,8 +164,9 @@ type task struct {
 	arn    string
 	pause  string // the pause container's ID
 	netns  string
-	conf   string // the network's name
-	subnet string // "" for the default
+	conf   string         // the network's name
+	subnet string         // "" for the default
+	keys   map[string]any // further keys of ipam
 }
 
 // task makes a task with a pause container that carries the labels of one.
@@ -202,6 +204,7 @@ func (k *task) cni(verb string, env ...string) (string, error) {
 	if k.subnet != "" {
 		ipam["ipv4-subnet"] = k.subnet
 	}
+	maps.Copy(ipam, k.keys)
 	conf := map[string]any{
 		"cniVersion": "1.1.0", "name": k.conf,
 		"plugins": []any{map[string]any{"type": "ecs-bridge", "ipam": ipam}},
