@@ -275,8 +275,10 @@ func (x *Index) inspect(ctx context.Context, id string) (*entry, error) {
 }
 
 // look asks the daemon directly for the containers of a binding that the index does not
-// know, because they may have been made a moment ago.
+// know, because they may have been made a moment ago. They are noted together: a request
+// that comes in between must not take some of them for all.
 func (x *Index) look(ctx context.Context, b *ecs.Binding) error {
+	var found []container.Summary
 	var errs []error
 	for _, ask := range []struct{ filter, value string }{
 		{"id", b.Owner()},
@@ -288,9 +290,9 @@ func (x *Index) look(ctx context.Context, b *ecs.Binding) error {
 		page, err := x.list(ctx, 0, filters.NewArgs(filters.Arg(ask.filter, ask.value)))
 		if err != nil {
 			errs = append(errs, err)
-			continue
 		}
-		x.note(page, always)
+		found = append(found, page...)
 	}
+	x.note(found, always)
 	return errors.Join(errs...)
 }
