@@ -103,16 +103,14 @@ func (h *host) start(t *testing.T, args ...string) {
 			t.Error("the resolver does not end")
 		}
 		if t.Failed() {
-			text, _ := os.ReadFile(log.Name())
-			t.Logf("the resolver's log:\n%s", text)
+			t.Logf("the resolver's warnings, and its last lines:\n%s", worthReading(t, log.Name()))
 		}
 	})
 	await(t, "the resolver to start", func() error {
 		select {
 		case err := <-ended:
 			ended <- err
-			text, _ := os.ReadFile(log.Name())
-			t.Fatalf("the resolver ended: %v\n%s", err, text)
+			t.Fatalf("the resolver ended: %v\n%s", err, worthReading(t, log.Name()))
 		default:
 		}
 		if status, body := h.admin(t, "/healthz"); status != http.StatusOK {
@@ -120,6 +118,24 @@ func (h *host) start(t *testing.T, args ...string) {
 		}
 		return nil
 	})
+}
+
+// worthReading is what tells most of a log: all of it above the debug level, and the last
+// lines. A storm leaves thousands of others.
+func worthReading(t *testing.T, log string) string {
+	t.Helper()
+	text, err := os.ReadFile(log)
+	if err != nil {
+		return err.Error()
+	}
+	lines := strings.SplitAfter(string(text), "\n")
+	var worth strings.Builder
+	for i, line := range lines {
+		if i >= len(lines)-20 || !strings.Contains(line, `"level":"DEBUG"`) {
+			worth.WriteString(line)
+		}
+	}
+	return worth.String()
 }
 
 // admin asks the resolver's admin listener, from the host.
@@ -213,7 +229,7 @@ func (k *task) cni(verb string, env ...string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	dir := filepath.Join(k.h.dir, "conf")
+	dir := filepath.Join(k.h.dir, "conf", k.conf) // of its own: cnitool reads every file beside the one it wants
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
