@@ -9,6 +9,8 @@ import (
 	"math"
 	"net/netip"
 	"os"
+	"runtime"
+	"runtime/debug"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -110,28 +112,17 @@ func (r *Reader) load() (*Snapshot, error) {
 	}
 }
 
-// fresh reports whether the file is what it was when s was taken. It costs a statx and two
-// short reads, and allocates nothing.
+// fresh reports whether the file is what it was when s was taken. It costs one statx, and
+// allocates nothing.
 func (r *Reader) fresh(s *Snapshot) bool {
 	if s == nil {
 		return false
 	}
 	now, err := r.identify()
-	if s.file == nil {
+	if s.window == nil {
 		return errors.Is(err, fs.ErrNotExist)
 	}
-	if err != nil || now != s.state.identity {
-		return false
-	}
-	var metas [2]meta
-	fd := int(s.file.Fd())
-	for i := range metas {
-		n, err := unix.Pread(fd, metas[i][:], int64(i)*s.state.pageSize+pageHeader)
-		if n != metaSize || err != nil {
-			return false
-		}
-	}
-	return metas == s.state.metas
+	return err == nil && now == s.state.identity && s.window.holds(&s.state)
 }
 
 // identify looks at what stands at the path now.
@@ -192,38 +183,65 @@ func (r *Reader) read() (*Snapshot, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the bindings file: %w", err)
 	}
-	if s.file, err = keepOpen(r.path, s.state, old); err != nil {
+	if s.window, err = windowOn(r.path, s.state, old); err != nil {
 		return nil, fmt.Errorf("reading the bindings file: %w", err)
 	}
 	return s, nil
 }
 
-// keepOpen returns an open file of the state st for later looks at its metas: the one of
-// the old snapshot if the file is still the same.
-func keepOpen(path string, st state, old *Snapshot) (*os.File, error) {
-	if old.file != nil && old.state.dev == st.dev && old.state.ino == st.ino {
-		return old.file, nil
+// A window is the start of a bindings file, with both metas, in memory: what a writer has
+// committed is in it, since the kernel has one copy of a page for all.
+type window struct {
+	mem      []byte
+	dev, ino uint64
+}
+
+// windowOn returns a window on the file of the state st: the one of the old snapshot if the
+// file is still the same.
+func windowOn(path string, st state, old *Snapshot) (*window, error) {
+	if w := old.window; w != nil && w.dev == st.dev && w.ino == st.ino && old.state.pageSize == st.pageSize {
+		return w, nil
 	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
+	defer f.Close()
 	found, err := inspect(f)
 	if err == nil && (found.dev != st.dev || found.ino != st.ino) {
 		err = fmt.Errorf("%w: %s was replaced at this moment", ecs.ErrBusy, path)
 	}
 	if err != nil {
-		f.Close()
 		return nil, err
 	}
-	// The old file is closed by its finalizer, when nobody looks at it any more.
-	return f, nil
+	mem, err := unix.Mmap(int(f.Fd()), 0, int(st.pageSize)+pageHeader+metaSize, unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
+	if err != nil {
+		return nil, fmt.Errorf("mapping the start of %s: %w", path, err)
+	}
+	w := &window{mem: mem, dev: st.dev, ino: st.ino}
+	// When nobody looks through it any more; Munmap fails only on what is not mapped.
+	runtime.AddCleanup(w, func(mem []byte) { _ = unix.Munmap(mem) }, mem)
+	return w, nil
+}
+
+// holds reports whether the metas are those of st. A page that a truncation took away at
+// this moment is none.
+func (w *window) holds(st *state) (same bool) {
+	defer runtime.KeepAlive(w)
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if recover() != nil {
+			same = false
+		}
+	}()
+	second := st.pageSize + pageHeader
+	return meta(w.mem[pageHeader:pageHeader+metaSize]) == st.metas[0] && meta(w.mem[second:second+metaSize]) == st.metas[1]
 }
 
 // A Snapshot is the bindings of one moment. It does not change.
 type Snapshot struct {
-	file  *os.File // nil if there was none
-	state state
+	window *window // nil if there was no file
+	state  state
 
 	byAddr map[netip.Addr]*ecs.Binding
 	byRaw  map[string]*entry // by what the file has for it

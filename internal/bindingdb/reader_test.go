@@ -182,6 +182,25 @@ func TestReaderSeesDamageThatComesLater(t *testing.T) {
 	}
 }
 
+// A reader that is looking while the file is cut off under it does not die of that.
+func TestWindowOnPagesThatAreGone(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "bindings.db")
+	addr := mustAcquire(t, path, attachment(1), Want{Pool: mustPool(t, "10.0.0.0/24")}).Addrs[0].Addr()
+	r := newReader(t, path)
+	mustBinding(t, r, addr)
+	s := r.current.Load()
+	if !s.window.holds(&s.state) {
+		t.Error("an unchanged file is taken for a changed one")
+	}
+	if err := os.Truncate(path, 0); err != nil {
+		t.Fatal(err)
+	}
+	if s.window.holds(&s.state) {
+		t.Error("pages that are gone are taken for unchanged ones")
+	}
+}
+
 func fillPool(tb testing.TB, path string, n int) {
 	tb.Helper()
 	want := Want{Pool: mustPool(tb, "169.254.172.0/22")}

@@ -21,7 +21,7 @@ func BenchmarkServeHTTP(b *testing.B) {
 			r.Host = "169.254.170.2"
 			c := newConn(netip.AddrPortFrom(taskAddr, 4242).String(), nil)
 			r = r.WithContext(context.WithValue(r.Context(), connKey{}, c))
-			w := &nullWriter{header: make(http.Header)}
+			w := &nullWriter{header: make(http.Header), status: http.StatusOK}
 			b.ReportAllocs()
 			for b.Loop() {
 				s.ServeHTTP(w, r)

@@ -44,7 +44,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		p, status = s.refuse(header, r, c, err)
 	}
 	header["Content-Length"] = p.length
-	w.WriteHeader(status)
+	if status != http.StatusOK { // which net/http writes by itself, without a copy of the header
+		w.WriteHeader(status)
+	}
 	if r.Method != http.MethodHead {
 		_, _ = w.Write(p.body) // fails when the client has left
 	}
