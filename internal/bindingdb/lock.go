@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
 	"time"
@@ -21,7 +22,7 @@ import (
 //
 // bbolt locks the bindings file as well, but looks every 50 ms whether it may.
 func lock(ctx context.Context, path string, how int, wait time.Duration) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := openLock(path, how)
 	if err != nil {
 		return nil, err
 	}
@@ -53,6 +54,18 @@ func lock(ctx context.Context, path string, how int, wait time.Duration) (*os.Fi
 	case <-ctx.Done():
 		return nil, busy(path)
 	}
+}
+
+// openLock opens the lock file, or makes it. A reader needs no more than to read it, so
+// that a resolver may run as somebody whom its owner lets do that.
+func openLock(path string, how int) (*os.File, error) {
+	if how == unix.LOCK_SH {
+		f, err := os.Open(path)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return f, err
+		}
+	}
+	return os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 }
 
 func flock(f *os.File, how int) error {
