@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/docker/docker/client"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -31,15 +32,16 @@ type attachment struct {
 
 // placeFlags say what is worked on. `serve` has flags of these names as well.
 func (a *attachment) placeFlags(f *pflag.FlagSet) {
-	f.StringVar(&a.db, "db", defaultDB(), "the bindings `file`; also IPAM_DB_PATH")
-	f.StringVar(&a.dockerHost, "docker-host", "", "the Docker daemon's `URL` (default DOCKER_HOST, else unix:///var/run/docker.sock)")
+	f.StringVar(&a.db, "db", defaultDB(), dbUsage)
+	f.StringVar(&a.dockerHost, "docker-host", "", dockerHostUsage)
 }
 
 // pluginFlags say which plugins are run, and with which configuration.
 func (a *attachment) pluginFlags(f *pflag.FlagSet) {
-	f.StringVar(&a.network, "network", "", "the `name` of a CNI network for containers of Docker alone (default one that is built in)")
-	f.StringVar(&a.netDir, "net-dir", "/etc/cni/net.d", "the `folder` that has the configuration of --network")
-	f.StringVar(&a.cniPath, "cni-path", defaultPluginPath(), "the `folders` of the plugins, with colons between")
+	f.StringVar(&a.network, "network", "", "`NAME` network for the attached (one that is built in)")
+	f.StringVar(&a.netDir, "net-dir", "/etc/cni/net.d", "`FOLDER` where --network is configured")
+	f.StringVar(&a.cniPath, "cni-path", defaultPluginPath(), "`FOLDERS` with the plugins (its own:/opt/cni/bin:...)")
+	f.Lookup("cni-path").DefValue = "" // too long to be shown
 }
 
 // defaultPluginPath has the program's own folder first, so that programs of the same
@@ -54,6 +56,9 @@ func defaultPluginPath() string {
 
 // open makes the attacher that the flags describe.
 func (a *attachment) open(log *slog.Logger) (*attach.Attacher, error) {
+	if err := checkDockerHost(a.dockerHost); err != nil {
+		return nil, err
+	}
 	bridge := a.bridge
 	if bridge == "none" {
 		bridge = "" // the resolver has none of its own; the plugins' stays
@@ -69,16 +74,32 @@ func (a *attachment) open(log *slog.Logger) (*attach.Attacher, error) {
 	})
 }
 
+// checkDockerHost checks the URL of the daemon that the flag, or else the environment, names.
+func checkDockerHost(url string) error {
+	from := "--docker-host"
+	if url == "" {
+		from, url = client.EnvOverrideHost, os.Getenv(client.EnvOverrideHost)
+	}
+	if url == "" {
+		return nil
+	}
+	if _, err := client.ParseHostURL(url); err != nil {
+		return usageError{fmt.Errorf("%s %q: expected a URL such as unix:///var/run/docker.sock", from, url)}
+	}
+	return nil
+}
+
 func attachCommand() *cobra.Command {
 	var a attachment
 	cmd := &cobra.Command{
 		Use:   "attach CONTAINER",
 		Short: "Give a running Docker container an address on the tasks' bridge",
-		Long: `Attach gives a running container, or the one whose network it shares, an interface
-` + attach.IfName + ` on the tasks' bridge and prints its address. From then on it can ask
-http://169.254.170.2/v2/metadata. Its Docker networks stay as they are.`,
+		Long: `Attach gives a running container, or the one whose network it shares, an
+interface ` + attach.IfName + ` on the tasks' bridge and prints its address. From then on
+it can ask http://169.254.170.2/v2/metadata. Its Docker networks stay as they
+are. CONTAINER is a name or an ID. One that is attached already stays as it is.`,
 		Example: "  ecs-resolver attach web\n  docker exec web wget -qO- http://169.254.170.2/v2/metadata",
-		Args:    usage(cobra.ExactArgs(1)),
+		Args:    usage(one("CONTAINER")),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return withAttacher(cmd, &a, func(ctx context.Context, at *attach.Attacher) error {
 				done, err := at.Attach(ctx, args[0])
@@ -106,10 +127,10 @@ func detachCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "detach CONTAINER",
 		Short: "Take back what attach gave a container",
-		Long: `Detach removes the interface ` + attach.IfName + ` of a container and frees its address. The
-container may have ended; one that is removed is named by its ID.`,
+		Long: `Detach removes the interface ` + attach.IfName + ` of a container and frees its address.
+The container may have ended; one that is removed is named by its full ID.`,
 		Example: "  ecs-resolver detach web",
-		Args:    usage(cobra.ExactArgs(1)),
+		Args:    usage(one("CONTAINER")),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return withAttacher(cmd, &a, func(ctx context.Context, at *attach.Attacher) error {
 				freed, err := at.Detach(ctx, args[0])
@@ -132,7 +153,7 @@ container may have ended; one that is removed is named by its ID.`,
 }
 
 func (a *attachment) bridgeFlag(f *pflag.FlagSet) {
-	f.StringVar(&a.bridge, "bridge", "ecs-bridge", "the bridge of the built-in network, as `serve` has it")
+	f.StringVar(&a.bridge, "bridge", defaultBridge, "`NAME` as serve has it")
 }
 
 // withAttacher runs a command that needs an attacher.

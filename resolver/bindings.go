@@ -43,7 +43,7 @@ func bindingsCommand() *cobra.Command {
 	}
 	cmd := &cobra.Command{
 		Use:   "bindings",
-		Short: "Show which container has which address, and put the bindings file in order",
+		Short: "Show which container has which address; put the file in order",
 		Example: `  ecs-resolver bindings
   ecs-resolver bindings show 169.254.172.2
   ecs-resolver bindings list --json | jq -r '.[].container'`,
@@ -51,7 +51,7 @@ func bindingsCommand() *cobra.Command {
 		RunE: list,
 	}
 	a.placeFlags(cmd.PersistentFlags())
-	cmd.PersistentFlags().BoolVar(&asJSON, "json", false, "write JSON")
+	cmd.PersistentFlags().BoolVar(&asJSON, "json", false, "print JSON")
 	cmd.AddCommand(
 		&cobra.Command{
 			Use:     "list",
@@ -64,7 +64,7 @@ func bindingsCommand() *cobra.Command {
 			Use:     "show ADDRESS",
 			Short:   "Show all that is recorded of one address",
 			Example: "  ecs-resolver bindings show 169.254.172.2",
-			Args:    usage(cobra.ExactArgs(1)),
+			Args:    usage(one("ADDRESS")),
 			RunE: func(cmd *cobra.Command, args []string) error {
 				addr, err := netip.ParseAddr(args[0])
 				if err != nil {
@@ -94,8 +94,8 @@ func collectCommand(a *attachment, asJSON *bool) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "gc",
 		Short: "Free the addresses of tasks whose network namespace is gone",
-		Long: `Gc detaches, by the plugins' DEL, every task whose network namespace is gone, of
-whatever CNI network it was. What is in use stays.`,
+		Long: `Gc detaches, by the plugins' DEL, every task whose network namespace is gone,
+of whatever CNI network it was. What is in use stays.`,
 		Example: "  ecs-resolver bindings gc",
 		Args:    usage(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -123,10 +123,10 @@ func repairCommand(a *attachment) *cobra.Command {
 	return &cobra.Command{
 		Use:   "repair",
 		Short: "Write a damaged bindings file anew, from the interfaces that exist",
-		Long: `Repair writes the bindings file anew if it is damaged or missing: from the veth pairs
-of this host, which say whose they are, and the addresses in the tasks' network
-namespaces. The damaged file is kept beside it. What a runtime said of a task (ARN,
-labels) is lost; the resolver then takes it from the task's Docker containers.`,
+		Long: `Repair writes the bindings file anew if it is damaged or missing: from the veth
+pairs of this host, which say whose they are, and the addresses in the tasks'
+network namespaces. The damaged file is kept beside it. What a runtime said of a
+task (ARN, labels) is lost; the resolver then takes it from its containers.`,
 		Example: "  ecs-resolver bindings repair",
 		Args:    usage(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"strings"
@@ -31,16 +32,26 @@ func (e usageError) Unwrap() error { return e.error }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := command().ExecuteContext(ctx)
+	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
+	os.Exit(code)
+}
+
+// run runs the command that args name, tells what went wrong, and returns the exit code.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	cmd := command()
+	cmd.SetArgs(args)
+	cmd.SetOut(stdout)
+	cmd.SetErr(stderr)
+	err := cmd.ExecuteContext(ctx)
 	if err == nil {
-		return
+		return 0
 	}
-	fmt.Fprintln(os.Stderr, "ecs-resolver:", err)
+	fmt.Fprintln(stderr, "ecs-resolver:", err)
 	if errors.As(err, new(usageError)) {
-		os.Exit(exitUsage)
+		return exitUsage
 	}
-	os.Exit(exitFailed)
+	return exitFailed
 }
 
 // command is the whole command line. Without a command's name it serves.
@@ -49,10 +60,10 @@ func command() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "ecs-resolver",
 		Short: "Answer the containers of a task at http://169.254.170.2/v2/metadata",
-		Long: `ecs-resolver answers the containers of a task that ask http://169.254.170.2/v2/metadata
-who they are. Without a command it serves.
+		Long: `ecs-resolver answers the containers of a task that ask who they are, at
+http://169.254.170.2/v2/metadata. Without a command it serves.
 
-Every flag can be given as an environment variable: --docker-host as TASKMETA_DOCKER_HOST.
+Each flag is an environment variable too: --docker-host is TASKMETA_DOCKER_HOST.
 Exit codes: 0, 1 (failed), 2 (the command line or the environment is wrong).`,
 		Example:       serve.Example,
 		Args:          usage(cobra.NoArgs),
@@ -68,7 +79,18 @@ Exit codes: 0, 1 (failed), 2 (the command line or the environment is wrong).`,
 		return usageError{fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
 	})
 	root.AddCommand(serve, attachCommand(), detachCommand(), bindingsCommand(), statusCommand(), versionCommand(), manCommand())
+	shortHelp(root)
 	return root
+}
+
+// one demands one word, which is named as in the command's usage line.
+func one(name string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		if len(args) != 1 {
+			return fmt.Errorf("expected one %s, got %d words", name, len(args))
+		}
+		return nil
+	}
 }
 
 // usage makes the complaint of an argument check a usage error.

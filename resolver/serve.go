@@ -51,33 +51,43 @@ type settings struct {
 	logFormat    string
 }
 
+// Flags that several commands have. The usage of a flag is the word for its value and,
+// short enough for a line of the help, what it is.
+const (
+	defaultAdmin    = "127.0.0.1:51680"
+	defaultBridge   = "ecs-bridge"
+	defaultListen   = "169.254.170.2:80"
+	dbUsage         = "`FILE` the bindings file"
+	dockerHostUsage = "`URL` the daemon (DOCKER_HOST, else its usual socket)"
+)
+
 func serveCommand() *cobra.Command {
 	var s settings
 	cmd := &cobra.Command{
-		Use:   "serve",
-		Short: "Serve the tasks of this host (the default command)",
-		Example: `  ecs-resolver serve
-  ecs-resolver --listen 127.0.0.1:51679 --bridge none    # behind the ECS agent's DNAT rule`,
-		Args: usage(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), s) },
+		Use:     "serve",
+		Short:   "Serve the tasks of this host (the default command)",
+		Example: "  ecs-resolver serve --auto-attach",
+		Args:    usage(cobra.NoArgs),
+		RunE:    func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), s) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&s.db, "db", defaultDB(), "the bindings `file` that ecs-ipam writes; also IPAM_DB_PATH")
-	f.StringVar(&s.dockerHost, "docker-host", "", "the Docker daemon's `URL` (default DOCKER_HOST, else unix:///var/run/docker.sock)")
-	f.StringArrayVar(&s.listen, "listen", nil, "an `address:port` for tasks, or fd:N for an open socket; may be repeated (default 169.254.170.2:80, or systemd's sockets)")
-	f.StringVar(&s.bridge, "bridge", "ecs-bridge", "the bridge that carries 169.254.170.2; none: no bridge, address or table is made")
-	f.StringVar(&s.guard, "guard", string(guard.Strict), "what the host's table lets tasks reach: strict, source or off, as in the plugin's configuration")
-	f.StringVar(&s.admin, "admin", "127.0.0.1:51680", "the loopback `address:port`, or unix:PATH, for operators: a status page, /metrics, /healthz, /readyz")
-	f.Float64Var(&s.rate, "rate", 40, "requests per second that a task may make, 0 for any number")
-	f.IntVar(&s.burst, "burst", 60, "requests that a task may make at once")
-	f.StringSliceVar(&s.allowHosts, "allow-host", nil, "a further `name` that the Host header may hold; may be repeated")
-	f.StringVar(&s.zone, "availability-zone", "", "AvailabilityZone in the answers")
-	f.StringToStringVar(&s.instanceTags, "instance-tag", nil, "a `key=value` of ContainerInstanceTags; may be repeated")
-	f.BoolVar(&s.autoAttach, "auto-attach", false, "attach every container that starts with the label com.amazonaws.ecs.task-arn")
+	f.StringVar(&s.db, "db", defaultDB(), dbUsage)
+	f.StringVar(&s.dockerHost, "docker-host", "", dockerHostUsage)
+	f.StringArrayVar(&s.listen, "listen", nil, "`ADDR:PORT` where tasks ask, or fd:N (169.254.170.2:80)")
+	f.StringVar(&s.bridge, "bridge", defaultBridge, "`NAME` the tasks' bridge; none: none is made")
+	f.StringVar(&s.guard, "guard", string(guard.Strict), "`MODE` what tasks reach: strict, source, off")
+	f.StringVar(&s.admin, "admin", defaultAdmin, "`ADDR:PORT` status page, or unix:PATH")
+	f.Float64Var(&s.rate, "rate", 40, "`N` requests a second of a task, 0: any number")
+	f.IntVar(&s.burst, "burst", 60, "`N` requests of a task at once")
+	f.StringSliceVar(&s.allowHosts, "allow-host", nil, "`NAME` a further Host header; may be repeated")
+	f.StringVar(&s.zone, "availability-zone", "", "`NAME` AvailabilityZone in the answers")
+	f.StringToStringVar(&s.instanceTags, "instance-tag", nil, "`KEY=VALUE` ContainerInstanceTags; may be repeated")
+	f.BoolVar(&s.autoAttach, "auto-attach", false, "attach each container that has a task's label")
 	s.plugins.pluginFlags(f)
-	f.StringVar(&s.witness, "witness", witnessRequired, "require: a connection must have its other end in the task's network namespace; off: the address is enough")
-	f.TextVar(&s.logLevel, "log-level", slog.LevelInfo, "the least `level` that is logged: debug, info, warn or error")
-	f.StringVar(&s.logFormat, "log-format", "auto", "text, json, or auto: text on a terminal")
+	f.StringVar(&s.witness, "witness", witnessRequired, "`MODE` look for the client's socket: require, off")
+	f.TextVar(&s.logLevel, "log-level", slog.LevelInfo, "`LEVEL` debug, info, warn, error")
+	f.Lookup("log-level").DefValue = "info"
+	f.StringVar(&s.logFormat, "log-format", "auto", "`FORMAT` text, json, auto: text on a terminal")
 	return cmd
 }
 
@@ -99,6 +109,9 @@ func serve(ctx context.Context, s settings) error {
 	mode, err := guard.ParseMode(s.guard)
 	if err != nil {
 		return usageError{fmt.Errorf("--%w", err)}
+	}
+	if err := checkDockerHost(s.dockerHost); err != nil {
+		return err
 	}
 	log, err := newLogger(s.logFormat, s.logLevel)
 	if err != nil {

@@ -14,8 +14,6 @@ import (
 
 	"github.com/coreos/go-systemd/v22/activation"
 	"golang.org/x/sys/unix"
-
-	"taskmeta/internal/ecs"
 )
 
 // adminSocket is the name (FileDescriptorName=) under which systemd passes the admin
@@ -52,7 +50,7 @@ func openSockets(listen []string, adminAt string, bridged bool) (_ *sockets, err
 		}
 	}
 	if len(listen) == 0 && len(s.api) == 0 {
-		listen = []string{netip.AddrPortFrom(ecs.EndpointAddr, ecs.EndpointPort).String()}
+		listen = []string{defaultListen}
 	}
 	for _, at := range listen {
 		l, err := openAPI(at, bridged)

@@ -22,6 +22,7 @@ import (
 	"taskmeta/internal/attach"
 	"taskmeta/internal/bindingdb"
 	"taskmeta/internal/ecs"
+	"taskmeta/internal/guard"
 	"taskmeta/internal/link"
 )
 
@@ -32,81 +33,107 @@ type finding struct {
 	Says string `json:"says"`
 }
 
+// A place is where status looks for what serve makes.
+type place struct {
+	attachment
+	guard  string
+	listen []string
+	admin  string
+}
+
 func statusCommand() *cobra.Command {
-	var a attachment
-	var admin string
+	var p place
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Tell whether everything is in place on this host, and if not what to do",
-		Long: `Status looks at the plugins, the Docker daemon, the bindings file, the bridge with
-169.254.170.2, and asks the resolver that runs how it is. Exit code 1: something is
-not in place.`,
+		Short: "Tell whether all is in place on this host, and if not what to do",
+		Long: `Status looks for all that a task's question needs, from the plugins to the
+listener, and asks the resolver that runs how it is. Flags that serve was given
+are given to status too. Exit code 1: something is not in place.`,
 		Example: "  ecs-resolver status",
 		Args:    usage(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			at, err := a.open(slog.Default())
+			mode, listen, err := p.check()
 			if err != nil {
 				return err
 			}
-			found := look(cmd.Context(), at, &a, admin)
+			at, err := p.open(slog.Default())
+			if err != nil {
+				return err
+			}
+			found := look(cmd.Context(), at, &p, mode, listen)
 			if asJSON {
 				err = writeJSON(cmd.OutOrStdout(), found)
 			} else {
 				err = writeFindings(cmd.OutOrStdout(), found)
 			}
 			if bad := slices.ContainsFunc(found, func(f finding) bool { return !f.OK }); bad && err == nil {
-				err = errors.New("not everything is in place")
+				err = errors.New("not everything is in place: see the lines marked WRONG")
 			}
 			return err
 		},
 	}
 	f := cmd.Flags()
-	a.placeFlags(f)
-	f.StringVar(&a.bridge, "bridge", "ecs-bridge", "the bridge that carries 169.254.170.2; none: there is none")
-	f.StringVar(&admin, "admin", "127.0.0.1:51680", "the admin listener of the resolver, as `serve` has it")
-	a.pluginFlags(f)
-	f.BoolVar(&asJSON, "json", false, "write JSON")
+	p.placeFlags(f)
+	f.StringVar(&p.bridge, "bridge", defaultBridge, "`NAME` as serve has it")
+	f.StringVar(&p.guard, "guard", string(guard.Strict), "`MODE` as serve has it")
+	f.StringArrayVar(&p.listen, "listen", []string{defaultListen}, "`ADDR:PORT` as serve has it")
+	f.StringVar(&p.admin, "admin", defaultAdmin, "`ADDR:PORT` or unix:PATH, as serve has it")
+	p.pluginFlags(f)
+	f.BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
 
+// check reads the flags whose values can be wrong.
+func (p *place) check() (mode guard.Mode, listen []netip.AddrPort, err error) {
+	if mode, err = guard.ParseMode(p.guard); err != nil {
+		return mode, nil, usageError{fmt.Errorf("--%w", err)}
+	}
+	for _, text := range p.listen {
+		at, err := netip.ParseAddrPort(text)
+		if err != nil {
+			return mode, nil, usageError{fmt.Errorf("--listen %q: expected an address and a port, such as %s", text, defaultListen)}
+		}
+		listen = append(listen, at)
+	}
+	if !strings.HasPrefix(p.admin, "unix:") {
+		if _, err := netip.ParseAddrPort(p.admin); err != nil {
+			return mode, nil, usageError{fmt.Errorf("--admin %q: expected a loopback address and a port, such as %s, or unix:PATH", p.admin, defaultAdmin)}
+		}
+	}
+	return mode, listen, nil
+}
+
 // look makes every check, the last ones by what the resolver says of itself.
-func look(ctx context.Context, at *attach.Attacher, a *attachment, admin string) []finding {
+func look(ctx context.Context, at *attach.Attacher, p *place, mode guard.Mode, listen []netip.AddrPort) []finding {
 	ctx, cancel := context.WithTimeout(ctx, commandTime)
 	defer cancel()
 	var found []finding
-	check := func(name string, do func() (string, error)) {
+	check := func(name string, do func() (string, error)) bool {
 		says, err := do()
 		if err != nil {
 			says = permitted(err).Error()
 		}
 		found = append(found, finding{name, err == nil, says})
+		return err == nil
 	}
-	check("docker", func() (string, error) { return at.Daemon(ctx) })
-	check("plugins", func() (string, error) {
+	check("daemon", func() (string, error) { return at.Daemon(ctx) })
+	if check("plugins", func() (string, error) {
 		paths, err := at.Plugins(ctx)
 		return strings.Join(paths, ", "), err
-	})
-	check("attaching", func() (string, error) { return "a container could be attached now", at.Ready(ctx) })
-	check("bindings", func() (string, error) {
-		reader, err := bindingdb.NewReader(a.db, bindingdb.Options{})
-		if err != nil {
-			return "", err
-		}
-		s, err := reader.Snapshot()
-		if errors.Is(err, ecs.ErrDamaged) {
-			err = fmt.Errorf("%w: `ecs-resolver bindings repair` writes it anew", err)
-		}
-		if err != nil {
-			return "", err
-		}
-		return fmt.Sprintf("%d in %s", len(s.All()), a.db), nil
-	})
-	if a.bridge != "none" {
-		check("bridge", func() (string, error) { return lookAtBridge(a.bridge) })
-		check("address", func() (string, error) { return lookAtAddress(a.bridge) })
+	}) {
+		check("attaching", func() (string, error) { return "a container could be attached now", at.Ready(ctx) })
 	}
-	says, err := askResolver(ctx, admin)
+	check("bindings", func() (string, error) { return lookAtBindings(p.db) })
+	if p.bridge != "none" {
+		check("bridge", func() (string, error) { return lookAtBridge(p.bridge) })
+		check("address", func() (string, error) { return lookAtAddress(p.bridge) })
+		check("guard", func() (string, error) { return lookAtGuard(p.bridge, mode) })
+	}
+	for _, l := range listen {
+		check("listener", func() (string, error) { return lookAtListener(l) })
+	}
+	says, err := askResolver(ctx, p.admin)
 	if err != nil {
 		return append(found, finding{Name: "resolver", Says: err.Error()})
 	}
@@ -114,6 +141,47 @@ func look(ctx context.Context, at *attach.Attacher, a *attachment, admin string)
 		found = append(found, finding{"resolver: " + part, says[part] == "ok", says[part]})
 	}
 	return found
+}
+
+// lookAtBindings reads the bindings file.
+func lookAtBindings(path string) (string, error) {
+	reader, err := bindingdb.NewReader(path, bindingdb.Options{})
+	if err != nil {
+		return "", err
+	}
+	s, err := reader.Snapshot()
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%d in %s", len(s.All()), path), nil
+}
+
+// lookAtGuard looks at the host's table. With the guard off there is to be none.
+func lookAtGuard(bridge string, mode guard.Mode) (string, error) {
+	if mode == guard.Off {
+		return "off", nil
+	}
+	if _, err := net.InterfaceByName(bridge); err != nil {
+		return "", fmt.Errorf("there is no bridge %s to guard: `ecs-resolver serve` makes both", bridge)
+	}
+	if err := (guard.Host{Bridge: bridge, Mode: mode}).Check(); errors.Is(err, guard.ErrOpen) {
+		return "", fmt.Errorf("%w: `ecs-resolver serve --guard %s` makes it", err, mode)
+	} else if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("the host's table is whole (%s)", mode), nil
+}
+
+// lookAtListener looks for a socket that listens there.
+func lookAtListener(at netip.AddrPort) (string, error) {
+	all, err := listeners()
+	if err != nil {
+		return "", err
+	}
+	if slices.Contains(all, at) || slices.Contains(all, netip.AddrPortFrom(netip.IPv4Unspecified(), at.Port())) || slices.Contains(all, netip.AddrPortFrom(netip.IPv6Unspecified(), at.Port())) {
+		return fmt.Sprintf("tasks are heard at %s", at), nil
+	}
+	return "", fmt.Errorf("nothing listens at %s: start `ecs-resolver serve`, or name its --listen", at)
 }
 
 // lookAtBridge looks for the bridge, and for ports of it that are no task's.
@@ -165,8 +233,6 @@ func askResolver(ctx context.Context, admin string) (map[string]string, error) {
 	network, host := "tcp", admin
 	if path, ok := strings.CutPrefix(admin, "unix:"); ok {
 		network, admin, host = "unix", path, "localhost"
-	} else if _, err := netip.ParseAddrPort(admin); err != nil {
-		return nil, fmt.Errorf("--admin %q: expected a loopback address and a port, such as 127.0.0.1:51680, or unix:PATH", admin)
 	}
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+host+"/readyz", nil)
 	if err != nil {

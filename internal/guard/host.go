@@ -63,6 +63,27 @@ func (h Host) Ensure() (changed bool, err error) {
 	return true, nil
 }
 
+// Check reports whether the table is what it should be; an [ErrOpen] says that it is not.
+func (h Host) Check() error {
+	if h.Mode == Off {
+		return nil
+	}
+	subnets, err := h.subnets()
+	if err != nil {
+		return err
+	}
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("opening a netlink socket: %w", err)
+	}
+	table := &nftables.Table{Family: nftables.TableFamilyINet, Name: tableName}
+	whole, err := holds(conn, table, h.chains(subnets))
+	if err == nil && !whole {
+		err = fmt.Errorf("%w: table inet %s is missing or was changed", ErrOpen, tableName)
+	}
+	return err
+}
+
 // Remove deletes the table, and reports whether it was there.
 func (h Host) Remove() (changed bool, err error) {
 	conn, err := nftables.New()
