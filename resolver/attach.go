@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -164,13 +162,5 @@ func withAttacher(cmd *cobra.Command, a *attachment, do func(context.Context, *a
 	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), commandTime)
 	defer cancel()
-	return permitted(do(ctx, at))
-}
-
-// permitted adds the way out to an error that others than root meet.
-func permitted(err error) error {
-	if errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 {
-		return fmt.Errorf("%w: this needs root", err)
-	}
-	return err
+	return do(ctx, at)
 }

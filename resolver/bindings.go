@@ -130,7 +130,7 @@ task (ARN, labels) is lost; the resolver then takes it from its containers.`,
 		Example: "  ecs-resolver bindings repair",
 		Args:    usage(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return permitted(repair(cmd.Context(), cmd.OutOrStdout(), a.db))
+			return repair(cmd.Context(), cmd.OutOrStdout(), a.db)
 		},
 	}
 }
@@ -182,7 +182,7 @@ func withRows(cmd *cobra.Command, a *attachment, do func([]row) error) error {
 	}
 	snapshot, err := reader.Snapshot()
 	if err != nil {
-		return permitted(err)
+		return err
 	}
 	names := containerNames(cmd.Context(), a)
 	rows := []row{}

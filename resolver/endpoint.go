@@ -187,13 +187,13 @@ func (e *endpoint) keep(ctx context.Context) error {
 				return nil
 			}
 			if !ok {
-				return errors.New("the kernel no longer reports changes of links")
+				return errors.New("the kernel no longer reports changes of links: start the resolver again")
 			}
 		case <-tick.C:
 		}
 		before := e.err()
 		if err := e.ensure(); err != nil && before == nil {
-			e.log.Error("the endpoint is gone", "err", err)
+			e.log.Error("the endpoint is gone, and tasks get no answer; making it again is tried at each change", "every", checkInterval, "err", err)
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"strings"
@@ -47,11 +48,26 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return 0
 	}
-	fmt.Fprintln(stderr, "ecs-resolver:", err)
+	fmt.Fprintln(stderr, "ecs-resolver:", advised(err))
 	if errors.As(err, new(usageError)) {
 		return exitUsage
 	}
 	return exitFailed
+}
+
+// advised adds what to do to those errors of the system that do not say it.
+func advised(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0:
+		return fmt.Errorf("%w: this needs root", err)
+	case errors.Is(err, syscall.EADDRINUSE):
+		return fmt.Errorf("%w: another program listens there (`ss -lntp` names it): end it, or choose another address", err)
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return fmt.Errorf("%w: no interface of this host has the address: choose one of `ip address`", err)
+	case errors.Is(err, syscall.EBADF):
+		return fmt.Errorf("%w: no open socket has that number: leave the flag out, or have the caller pass one", err)
+	}
+	return err
 }
 
 // command is the whole command line. Without a command's name it serves.

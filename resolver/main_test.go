@@ -2,8 +2,10 @@ package main
 
 import (
 	"bytes"
+	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -124,10 +126,25 @@ func TestFailures(t *testing.T) {
 	if err := os.WriteFile(damaged, []byte("no bindings file"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	page, err := net.Listen("unix", filepath.Join(dir, "page"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer page.Close()
+	serve := []string{"serve", "--bridge", "none", "--witness", "off"}
 	tests := map[string]struct {
 		args []string
 		says []string
 	}{
+		"a port that is taken":    {args: slices.Concat(serve, []string{"--listen", taken.Addr().String()}), says: []string{"--listen " + taken.Addr().String(), "in use", "choose another"}},
+		"an address of others":    {args: slices.Concat(serve, []string{"--listen", "203.0.113.9:80"}), says: []string{"--listen 203.0.113.9:80", "no interface"}},
+		"a socket not passed":     {args: slices.Concat(serve, []string{"--listen", "fd:987"}), says: []string{"--listen fd:987", "no open socket"}},
+		"a page that is taken":    {args: slices.Concat(serve, []string{"--listen", "127.0.0.1:0", "--admin", "unix:" + page.Addr().String()}), says: []string{"--admin unix:" + page.Addr().String(), "choose another"}},
 		"no daemon to attach by":  {args: []string{"attach", "web", "--docker-host", none}, says: []string{none, "start it", "--docker-host"}},
 		"no daemon to detach by":  {args: []string{"detach", "web", "--docker-host", none}, says: []string{none, "--docker-host"}},
 		"no such network":         {args: []string{"attach", "web", "--network", "mine", "--net-dir", dir}, says: []string{`"mine"`, dir, ".conflist"}},

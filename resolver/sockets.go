@@ -95,7 +95,7 @@ func openAdmin(at string) (net.Listener, error) {
 		// What an earlier run left would be in the way; one that still runs is not touched.
 		if c, err := net.Dial("unix", path); err == nil {
 			_ = c.Close()
-			return nil, errors.New("another process listens there")
+			return nil, errors.New("another process listens there: is a resolver running already? End it, or choose another path")
 		} else if errors.Is(err, syscall.ECONNREFUSED) {
 			if err := os.Remove(path); err != nil {
 				return nil, err

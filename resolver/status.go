@@ -112,7 +112,7 @@ func look(ctx context.Context, at *attach.Attacher, p *place, mode guard.Mode, l
 	check := func(name string, do func() (string, error)) bool {
 		says, err := do()
 		if err != nil {
-			says = permitted(err).Error()
+			says = advised(err).Error()
 		}
 		found = append(found, finding{name, err == nil, says})
 		return err == nil
@@ -214,16 +214,21 @@ func lookAtBridge(name string) (string, error) {
 
 // lookAtAddress looks for the address that tasks ask.
 func lookAtAddress(bridge string) (string, error) {
-	all, err := link.Addresses("/proc/thread-self/ns/net")
+	missing := fmt.Errorf("%s is not on %s: `ecs-resolver serve` adds it", ecs.EndpointAddr, bridge)
+	found, err := net.InterfaceByName(bridge)
 	if err != nil {
-		return "", err
+		return "", missing
 	}
-	for _, addr := range all {
-		if addr.IfName == bridge && addr.Addr() == ecs.EndpointAddr {
+	addrs, err := found.Addrs()
+	if err != nil {
+		return "", fmt.Errorf("listing the addresses of %s: %w", bridge, err)
+	}
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr() == ecs.EndpointAddr {
 			return fmt.Sprintf("%s is on %s", ecs.EndpointAddr, bridge), nil
 		}
 	}
-	return "", fmt.Errorf("%s is not on %s: `ecs-resolver serve` adds it", ecs.EndpointAddr, bridge)
+	return "", missing
 }
 
 // askResolver asks the resolver that runs what it says of each of its parts.
