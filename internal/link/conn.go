@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"syscall"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -142,6 +143,45 @@ func (c conn) link(name string) (netlink.Link, error) {
 		return nil, fmt.Errorf("looking up interface %s: %w", name, err)
 	}
 	return l, nil
+}
+
+// carrierTime is longer than the kernel lets the change of a carrier wait.
+const carrierTime = 2 * time.Second
+
+// awaitUp returns when an interface that has a carrier passes frames. The kernel leaves
+// that to a worker, which may take a second to come to it; recent ones do the work when
+// they are asked for the interface by its name, and of the others an event is awaited. What
+// has no carrier after that time is left as it is.
+func (c conn) awaitUp(name string) error {
+	up := func() (bool, error) {
+		l, err := c.link(name)
+		return err == nil && l.Attrs().OperState == netlink.OperUp, err
+	}
+	if now, err := up(); now || err != nil {
+		return err
+	}
+	events, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK)
+	if err != nil {
+		return fmt.Errorf("subscribing to changes of links: %w", err)
+	}
+	defer events.Close()
+	for deadline := time.Now().Add(carrierTime); ; {
+		if now, err := up(); now || err != nil {
+			return err
+		}
+		left := unix.NsecToTimeval(time.Until(deadline).Nanoseconds())
+		if left.Sec < 0 || left.Nano() == 0 {
+			return nil
+		}
+		if err := events.SetReceiveTimeout(&left); err != nil {
+			return fmt.Errorf("setting the time to wait for changes of links: %w", err)
+		}
+		if _, _, err := events.Receive(); errors.Is(err, unix.EAGAIN) {
+			return nil
+		} else if err != nil && !errors.Is(err, unix.ENOBUFS) { // events that were lost were events
+			return fmt.Errorf("waiting for changes of links: %w", err)
+		}
+	}
 }
 
 // setLink changes the interface of that name.

@@ -306,7 +306,12 @@ func TestPairConnectsTaskAndBridge(t *testing.T) {
 		if err := task.Check(want); err == nil || !strings.Contains(err.Error(), "down") {
 			t.Errorf("before it is configured: %v", err)
 		}
-		if err := errors.Join(task.Configure(want), h.SetUp(v)); err != nil {
+		if err := errors.Join(task.SetUp(want), h.SetUp(v, b)); err != nil {
+			return err
+		}
+		passesFrames(t, v.Name)
+		passesFrames(t, b.Name)
+		if err := task.Configure(want); err != nil {
 			return err
 		}
 		found, ok, err := h.Veth(attachment)
@@ -346,6 +351,52 @@ func TestPairConnectsTaskAndBridge(t *testing.T) {
 	}
 }
 
+// passesFrames checks that the kernel has brought the interface's carrier into effect. A
+// dump tells, and unlike other questions does not see to it.
+func passesFrames(t *testing.T, name string) {
+	t.Helper()
+	links, err := consistent(netlink.LinkList)
+	if err != nil {
+		t.Error(err)
+	}
+	for _, l := range links {
+		if a := l.Attrs(); a.Name == name && a.OperState != netlink.OperUp {
+			t.Errorf("%s is up, and %s", name, a.OperState)
+		}
+	}
+}
+
+// Who waits for a carrier that comes later is woken by it.
+func TestAwaitUpWaitsForTheCarrier(t *testing.T) {
+	t.Parallel()
+	ns := testnet.T(t)
+	task, err := OpenTask(ns.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer task.Close()
+	onHost(t, func(h *Host) error {
+		b, err := h.EnsureBridge("br0", 1500)
+		if err != nil {
+			return err
+		}
+		v, err := h.MakeVeth(task, attachment, b, 1500, time.Now())
+		if err != nil {
+			return err
+		}
+		if err := h.do(setUp(v.Name)); err != nil {
+			return err
+		}
+		later := make(chan error, 1)
+		time.AfterFunc(100*time.Millisecond, func() {
+			later <- task.SetUp(Interface{Name: attachment.IfName, MAC: MAC(netip.MustParseAddr("169.254.172.2"))})
+		})
+		err = errors.Join(h.awaitUp(v.Name), <-later)
+		passesFrames(t, v.Name)
+		return err
+	})
+}
+
 func TestCheckNamesWhatIsMissing(t *testing.T) {
 	t.Parallel()
 	want := Interface{
@@ -378,7 +429,7 @@ func TestCheckNamesWhatIsMissing(t *testing.T) {
 				if _, err := h.MakeVeth(task, attachment, b, 1500, time.Now()); err != nil {
 					return err
 				}
-				return task.Configure(want)
+				return errors.Join(task.SetUp(want), task.Configure(want))
 			})
 			if err := task.Check(want); err != nil {
 				t.Fatal(err)

@@ -86,22 +86,31 @@ type Interface struct {
 	Routes []Route
 }
 
-// Configure brings the interface up with its addresses, then adds the routes in order.
-// The subnets of the addresses are not taken to be on the link: who is to be reached
-// needs a route. A route whose destination has one already is left out: the first wins.
+// SetUp brings the interface up, without addresses. Once the host's end is up as well, a
+// frame can pass.
+func (t *Task) SetUp(i Interface) error {
+	if err := t.do(noLinkLocal(i.Name), setUp(i.Name, macAttr(i.MAC))); err != nil {
+		return err
+	}
+	if slices.ContainsFunc(i.Addrs, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+		// Docker turns IPv6 off in the namespaces that it makes, unless told otherwise.
+		return t.enter(func() error { return sysctl6(i.Name, "disable_ipv6", "0") })
+	}
+	return nil
+}
+
+// Configure gives the interface its addresses, then adds the routes in order. The subnets
+// of the addresses are not taken to be on the link: who is to be reached needs a route. A
+// route whose destination has one already is left out: the first wins. What runs in the
+// task may ask as soon as there is a route, so it comes when both ends are up: a packet
+// that is lost is sent again after a second only.
 func (t *Task) Configure(i Interface) error {
 	l, err := t.link(i.Name)
 	if err != nil {
 		return err
 	}
 	index := l.Attrs().Index
-	steps := []step{noLinkLocal(i.Name), setUp(i.Name, macAttr(i.MAC))}
-	if slices.ContainsFunc(i.Addrs, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
-		// Docker turns IPv6 off in the namespaces that it makes, unless told otherwise.
-		if err := t.enter(func() error { return sysctl6(i.Name, "disable_ipv6", "0") }); err != nil {
-			return err
-		}
-	}
+	var steps []step
 	for _, p := range i.Addrs {
 		steps = append(steps, addAddr(index, p, false))
 	}

@@ -111,8 +111,14 @@ func (h *Host) MakeVeth(t *Task, a ecs.Attachment, b Bridge, mtu int, now time.T
 	return v, nil
 }
 
-// SetUp brings the host's end up: from here on the task's frames reach the bridge.
-func (h *Host) SetUp(v Veth) error { return h.do(setUp(v.Name)) }
+// SetUp brings the host's end up, the other being up, and returns when the task's frames
+// reach the bridge and the bridge's reach the task.
+func (h *Host) SetUp(v Veth, b Bridge) error {
+	if err := h.do(setUp(v.Name)); err != nil {
+		return err
+	}
+	return errors.Join(h.awaitUp(v.Name), h.awaitUp(b.Name))
+}
 
 // Veth returns the attachment's veth, and false where there is none. An interface of its
 // name that does not say that it is this attachment's is not.

@@ -63,14 +63,17 @@ func add(ctx context.Context, r *cniedge.Request) (result *current.Result, err e
 	if err := port.Install(); err != nil {
 		return nil, err
 	}
-	if err := task.Configure(want); err != nil {
+	if err := task.SetUp(want); err != nil {
 		return nil, fmt.Errorf("setting up %s in the task's namespace: %w", r.IfName, err)
 	}
 	if err := port.Attach(); err != nil {
 		return nil, err
 	}
-	if err := host.SetUp(p.veth); err != nil {
+	if err := host.SetUp(p.veth, p.bridge); err != nil {
 		return nil, err
+	}
+	if err := task.Configure(want); err != nil {
+		return nil, fmt.Errorf("setting up %s in the task's namespace: %w", r.IfName, err)
 	}
 	return merge(prev, p, r, want.MAC, conf.mtu), nil
 }
