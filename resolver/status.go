@@ -270,7 +270,7 @@ func writeFindings(w io.Writer, found []finding) error {
 		}
 		says := f.Says
 		if says == "ok" {
-			says = ""
+			says = "works"
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\n", mark, f.Name, says)
 	}

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"syscall"
 
 	"taskmeta/internal/testnet"
@@ -24,6 +23,7 @@ type host struct {
 	Dir    string
 	Err    string // why it could not be made, or not be taken down
 
+	bin     string // the folder of taskmeta's programs
 	cmd     *exec.Cmd
 	control io.WriteCloser
 	reports *json.Decoder
@@ -115,10 +115,6 @@ func hold() (err error) {
 	}
 	if err := docker.Import(image, files); err != nil {
 		return err
-	}
-	build := exec.Command("go", "build", "-o", filepath.Join(dir, "cnitool"), "github.com/containernetworking/cni/cnitool")
-	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("building cnitool: %w: %s", err, out)
 	}
 	h := host{Pid: os.Getpid(), Netns: ns.Path(), Docker: docker.Host, Dir: dir}
 	if err := json.NewEncoder(os.Stdout).Encode(h); err != nil {

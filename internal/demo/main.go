@@ -1,19 +1,22 @@
 // Demo shows taskmeta's main job on a host of its own: a network namespace with a Docker
-// engine in it, one task of three containers, the plugins, and the resolver. Nothing of
-// the machine's own network is touched, and nothing is left behind.
+// engine in it, an application of two tasks, and the resolver. Nothing of the machine's own
+// network is touched, and nothing is left behind.
 package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 )
 
 func main() {
@@ -24,20 +27,39 @@ func main() {
 		beHost()
 		return
 	}
-	if err := show(*keep); err != nil {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := show(ctx, *keep)
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		os.Exit(1)
 	}
 }
 
 const (
-	arn     = "arn:aws:ecs:us-west-2:123456789012:task/default/0123456789abcdef0123456789abcdef"
-	network = "ecs-task"
-	image   = "taskmeta-demo"
+	image = "taskmeta-demo"
+	base  = "http://169.254.170.2/v2"
 )
 
+// An app is a container of the demo.
+type app struct {
+	name, task, network string
+	more                []string // further words of docker run
+}
+
+// shop is the application: a task of two containers, and one of one.
+var shop = []app{
+	{name: "web", task: "web", network: "none", more: []string{"--memory", "64m", "--cpu-shares", "256"}},
+	{name: "web-log", task: "web", network: "container:web"},
+	{name: "worker", task: "worker", network: "none"},
+}
+
+func arn(task string) string {
+	return "arn:aws:ecs:us-west-2:123456789012:task/shop/" + task
+}
+
 // show plays the demo from its first step to its last.
-func show(keep bool) (err error) {
+func show(ctx context.Context, keep bool) (err error) {
 	bin, err := filepath.Abs("bin")
 	if err != nil {
 		return err
@@ -47,6 +69,7 @@ func show(keep bool) (err error) {
 	if err != nil {
 		return err
 	}
+	h.bin = bin
 	defer func() {
 		if err == nil && keep {
 			err = h.release()
@@ -54,167 +77,214 @@ func show(keep bool) (err error) {
 		}
 		err = errors.Join(err, h.stop())
 	}()
-	fmt.Printf("  network namespace %s, engine at %s\n", h.Netns, h.Docker)
+	fmt.Printf(`  network namespace  %s
+  DOCKER_HOST        %s
+  IPAM_DB_PATH       %s
+  What follows runs there.
+`, h.Netns, h.Docker, h.db())
 
-	step("A task: a pause container that holds its network, and two applications in it")
-	labels := []string{
-		"--label", "com.amazonaws.ecs.task-arn=" + arn,
-		"--label", "com.amazonaws.ecs.cluster=default",
-		"--label", "com.amazonaws.ecs.task-definition-family=web",
-		"--label", "com.amazonaws.ecs.task-definition-version=7",
+	step("The resolver runs, and attaches every container that starts with a task's label")
+	if err := h.startResolver(ctx); err != nil {
+		return err
 	}
-	run := func(name, network string, words ...string) error {
-		args := append([]string{"docker", "run", "--detach", "--name", name, "--network", network}, labels...)
-		args = append(args, "--label", "com.amazonaws.ecs.container-name="+name)
-		return h.sh(append(args, words...)...)
+	if err := h.sh(ctx, "ecs-resolver", "status"); err != nil {
+		return err
 	}
-	err = errors.Join(
-		run("pause", "none", image, "sleep", "100000"),
-		run("app", "container:pause", "--memory", "64m", "--cpu-shares", "256", image, "sleep", "100000"),
-		run("sidecar", "container:pause", image, "sleep", "100000"),
-	)
+
+	step("An application starts: the task web of two containers, the task worker of one")
+	for _, a := range shop {
+		words := []string{"docker", "run", "--detach", "--name", a.name, "--network", a.network,
+			"--label", "com.amazonaws.ecs.task-arn=" + arn(a.task),
+			"--label", "com.amazonaws.ecs.task-definition-family=" + a.task,
+			"--label", "com.amazonaws.ecs.container-name=" + a.name}
+		words = append(words, a.more...)
+		if err := h.sh(ctx, append(words, image, "sleep", "100000")...); err != nil {
+			return err
+		}
+	}
+	for _, task := range []string{"web", "worker"} {
+		if err := h.await(ctx, "docker", "exec", task, "wget", "-qO-", base+"/metadata"); err != nil {
+			return err
+		}
+	}
+
+	step("Each container asks who it is, and is told of its own task")
+	if err := h.sh(ctx, "docker", "exec", "web-log", "wget", "-qO-", base+"/metadata"); err != nil {
+		return err
+	}
+	if err := h.sh(ctx, "docker", "exec", "worker", "wget", "-qO-", base+"/metadata"); err != nil {
+		return err
+	}
+
+	step("... and of no other: the worker does not exist for web")
+	worker, err := h.output(ctx, "docker", "inspect", "--format", "{{.Id}}", "worker")
 	if err != nil {
 		return err
 	}
-
-	step("The task is attached: a CNI runtime (here cnitool) calls ecs-bridge, and that ecs-ipam")
-	pause, err := h.output("docker", "inspect", "--format", "{{.Id}} {{.State.Pid}}", "pause")
-	if err != nil {
+	worker = strings.TrimSpace(worker)
+	if err := h.sh(ctx, "docker", "exec", "worker", "wget", "-qO-", base+"/metadata/"+worker); err != nil {
 		return err
 	}
-	id, pid, _ := strings.Cut(strings.TrimSpace(pause), " ")
-	if err := h.configure(id); err != nil {
-		return err
-	}
-	attach := []string{"NETCONFPATH=" + h.Dir, "CNI_PATH=" + bin, filepath.Join(h.Dir, "cnitool")}
-	netns := "/proc/" + pid + "/ns/net"
-	if err := h.sh(h.inside(append(attach, "add", network, netns)...)...); err != nil {
+	if err := h.refused(ctx, "docker", "exec", "web", "wget", "-qO-", base+"/metadata/"+worker); err != nil {
 		return err
 	}
 
-	step("The resolver runs on the host")
-	if err := h.startResolver(filepath.Join(bin, "ecs-resolver")); err != nil {
+	step("Statistics are Docker's own, with the task's network interfaces")
+	if err := h.sh(ctx, "docker", "exec", "web", "wget", "-qO-", base+"/stats/web-log"); err != nil {
 		return err
 	}
 
-	step("The application asks who it is")
-	app, err := h.output("docker", "inspect", "--format", "{{.Id}}", "app")
-	if err != nil {
+	step("The operator sees who has which address")
+	if err := h.sh(ctx, "ecs-resolver", "bindings"); err != nil {
 		return err
 	}
-	base := "http://169.254.170.2/v2"
-	for _, url := range []string{
-		base + "/metadata",
-		base + "/metadata/" + strings.TrimSpace(app),
-		base + "/stats/" + strings.TrimSpace(app),
-		base + "/stats",
+
+	step("A container without the label is attached by hand, and detached")
+	for _, words := range [][]string{
+		{"docker", "run", "--detach", "--name", "tool", "--network", "none", image, "sleep", "100000"},
+		{"ecs-resolver", "attach", "tool"},
+		{"docker", "exec", "tool", "wget", "-qO-", base + "/metadata/tool"},
+		{"ecs-resolver", "detach", "tool"},
 	} {
-		if err := h.sh("docker", "exec", "app", "wget", "-qO-", url); err != nil {
+		if err := h.sh(ctx, words...); err != nil {
 			return err
 		}
 	}
 
 	if keep {
 		step("It stays up. To explore it:")
-		fmt.Printf(`  export DOCKER_HOST=%[1]s
-  docker exec -it app sh                                      # then: wget -qO- %[2]s/metadata
-  docker run -d --name late --network container:pause %[3]s sleep 1000   # shows up in the next answer
-  nsenter --net=%[4]s ip -d link show                         # the bridge and the veth
-  nsenter --net=%[4]s nft list ruleset                        # the guard
-  tail -f %[5]s/resolver.log
+		fmt.Printf(`  export DOCKER_HOST=%[1]s IPAM_DB_PATH=%[2]s
+  docker exec -it web sh                                  # then: wget -qO- %[3]s/metadata
+  docker run -d --network container:web %[4]s sleep 1000  # is in the next answer to web
+  on() { nsenter --net=%[5]s env PATH=%[6]s:$PATH "$@"; }
+  on ecs-resolver bindings
+  on ip -d link show                                      # the bridge and the veth pairs
+  on nft list ruleset                                     # the guard
+  on busybox wget -qO- http://127.0.0.1:51680/status.json # what the status page shows
+  tail -f %[7]s
 To stop it and take it all away:
-  kill %[6]d
-`, h.Docker, base, image, h.Netns, h.Dir, h.Pid)
+  kill %[8]d
+`, h.Docker, h.db(), base, image, h.Netns, h.bin, h.log(), h.Pid)
 		return nil
 	}
-	step("The task is detached, and all of it is taken down")
-	if err := h.sh(h.inside(append(attach, "del", network, netns)...)...); err != nil {
+	step("The containers end, and their addresses are free")
+	if err := h.sh(ctx, "docker", "rm", "--force", "web", "web-log", "worker", "tool"); err != nil {
+		return err
+	}
+	if err := h.await(ctx, "sh", "-c", "ecs-resolver bindings | grep 'no address'"); err != nil {
+		return err
+	}
+	if err := h.sh(ctx, "ecs-resolver", "bindings"); err != nil {
 		return err
 	}
 	fmt.Println(`
-Next: ` + "`make demo KEEP=1`" + ` leaves this host up and says how to look around; README.md says how
-to install the plugins and the resolver on a host of your own.`)
+All of it is taken down. Next: ` + "`make demo KEEP=1`" + ` leaves this host up and says how to look
+around; docs/quickstart.md says how to have it on a host of your own.`)
 	return nil
 }
 
-// configure writes the network's configuration, as an operator would in /etc/cni/net.d.
-func (h *host) configure(pause string) error {
-	conf := map[string]any{
-		"cniVersion": "1.1.0", "name": network,
-		"plugins": []any{map[string]any{
-			"type": "ecs-bridge",
-			"ipam": map[string]any{"type": "ecs-ipam", "id": pause, "db-path": h.db()},
-		}},
-	}
-	text, err := json.MarshalIndent(conf, "", "  ")
-	if err != nil {
-		return err
-	}
-	fmt.Printf("  %s:\n%s\n", h.conf(), indent(text))
-	return os.WriteFile(h.conf(), text, 0o644)
-}
-
-func (h *host) conf() string { return filepath.Join(h.Dir, network+".conflist") }
-func (h *host) db() string   { return filepath.Join(h.Dir, "bindings.db") }
+func (h *host) db() string  { return filepath.Join(h.Dir, "bindings.db") }
+func (h *host) log() string { return filepath.Join(h.Dir, "resolver.log") }
 
 // startResolver starts the resolver on the host and waits until it is ready.
-func (h *host) startResolver(program string) error {
-	log, err := os.Create(filepath.Join(h.Dir, "resolver.log"))
+func (h *host) startResolver(ctx context.Context) error {
+	log, err := os.Create(h.log())
 	if err != nil {
 		return err
 	}
 	defer log.Close()
-	args := h.inside(program, "--db", h.db(), "--docker-host", h.Docker)
-	fmt.Printf("  $ %s &\n", strings.Join(args, " "))
-	cmd := exec.Command(args[0], args[1:]...)
+	fmt.Println("  $ ecs-resolver serve --auto-attach &")
+	cmd := h.command(context.WithoutCancel(ctx), "ecs-resolver", "serve", "--auto-attach")
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // it belongs to the host, not to this terminal
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("starting the resolver: %w", err)
 	}
 	go func() { _ = cmd.Wait() }() // it ends with the host, which also says if it could not
-	wait := h.inside("busybox", "timeout", "20", "busybox", "sh", "-c",
-		"until busybox wget -qO- http://127.0.0.1:51680/readyz 2>/dev/null; do busybox usleep 50000; done")
-	if err := exec.Command(wait[0], wait[1:]...).Run(); err != nil {
-		text, _ := os.ReadFile(log.Name())
+	if err := h.await(ctx, "busybox", "wget", "-qO-", "http://127.0.0.1:51680/readyz"); err != nil {
+		text, _ := os.ReadFile(h.log())
 		return fmt.Errorf("waiting for the resolver: %w: %s", err, text)
 	}
 	return nil
 }
 
-// inside is the command that runs words in the host's network namespace.
-func (h *host) inside(words ...string) []string {
-	return append([]string{"nsenter", "--net=" + h.Netns, "env"}, words...)
+// command is one that runs in the host's network namespace, with its daemon and its
+// bindings file.
+func (h *host) command(ctx context.Context, words ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + h.Netns, "env"}, words...)...)
+	cmd.Env = append(os.Environ(), "DOCKER_HOST="+h.Docker, "IPAM_DB_PATH="+h.db(), "PATH="+h.bin+":"+os.Getenv("PATH"))
+	return cmd
 }
 
 // sh shows a command and what it prints, JSON made readable.
-func (h *host) sh(words ...string) error {
-	fmt.Printf("  $ %s\n", strings.Join(words, " "))
-	out, err := h.output(words...)
+func (h *host) sh(ctx context.Context, words ...string) error {
+	fmt.Printf("  $ %s\n", strings.ReplaceAll(strings.Join(words, " "), " --label", " \\\n      --label"))
+	out, err := h.output(ctx, words...)
 	if text := strings.TrimSpace(out); text != "" {
 		fmt.Println(indent([]byte(text)))
 	}
 	return err
 }
 
-func (h *host) output(words ...string) (string, error) {
-	cmd := exec.Command(words[0], words[1:]...)
-	cmd.Env = append(os.Environ(), "DOCKER_HOST="+h.Docker)
+// refused shows a command that has to fail, and its complaint.
+func (h *host) refused(ctx context.Context, words ...string) error {
+	fmt.Printf("  $ %s\n", strings.Join(words, " "))
+	out, err := h.command(ctx, words...).CombinedOutput()
+	if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) {
+		return fmt.Errorf("%s: it was not refused (%w): %s", strings.Join(words, " "), err, out)
+	}
+	fmt.Println(indent(bytes.TrimSpace(out)))
+	return context.Cause(ctx)
+}
+
+// await runs a command until it succeeds.
+func (h *host) await(ctx context.Context, words ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, waitTime)
+	defer cancel()
+	for {
+		_, err := h.output(ctx, words...)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(context.Cause(ctx), err)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// waitTime bounds what is waited for.
+const waitTime = 30 * time.Second
+
+func (h *host) output(ctx context.Context, words ...string) (string, error) {
+	cmd := h.command(ctx, words...)
 	var out, complaint bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &complaint
 	if err := cmd.Run(); err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
 		return out.String(), fmt.Errorf("%s: %w: %s", strings.Join(words, " "), err, complaint.String())
 	}
 	return out.String(), nil
 }
 
-// indent sets text off from the commands, and breaks it into lines if it is JSON.
+// longest is how many lines of an answer are shown.
+const longest = 40
+
+// indent sets text off from the commands, breaks it into lines if it is JSON, and leaves
+// out the end of what is long.
 func indent(text []byte) string {
 	var pretty bytes.Buffer
 	if json.Indent(&pretty, text, "", "  ") == nil {
 		text = pretty.Bytes()
 	}
-	return "    " + strings.ReplaceAll(string(text), "\n", "\n    ")
+	lines := strings.Split(string(text), "\n")
+	if more := len(lines) - longest; more > 0 {
+		lines = append(lines[:longest], fmt.Sprintf("... and %d more lines", more))
+	}
+	return "    " + strings.Join(lines, "\n    ")
 }
 
 var steps int
