@@ -316,7 +316,8 @@ func TestClientThatDoesNotRead(t *testing.T) {
 	if _, err := io.WriteString(c, strings.Replace(get, "metadata", "stats", 1)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.Read(make([]byte, 1)); err != nil { // the answer has begun
+	// Until the answer has begun. On a machine that is busy it may be cut off before.
+	if _, err := c.Read(make([]byte, 1)); err != nil && err != io.EOF {
 		t.Fatal(err)
 	}
 	awaitClosed(t, s)
