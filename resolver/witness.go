@@ -18,11 +18,12 @@ func newWitness(required string) (func(context.Context, *ecs.Binding, netip.Addr
 	if err != nil {
 		return nil, err
 	}
+	k := witness.Keep(w)
 	return func(_ context.Context, b *ecs.Binding, client, server netip.AddrPort) error {
 		if server.Addr().IsLoopback() {
 			// Somebody's DNAT rule led the connection here; the task knows nothing of it.
 			server = netip.AddrPortFrom(ecs.EndpointAddr, ecs.EndpointPort)
 		}
-		return w.Seen(b.Netns, client, server)
+		return k.Seen(b, client, server)
 	}, nil
 }

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"taskmeta/internal/ecs"
 	"taskmeta/internal/testnet"
 	"taskmeta/internal/witness"
 )
@@ -252,6 +253,20 @@ func BenchmarkSeen(b *testing.B) {
 	from, to, path := addrPort(client.LocalAddr()), addrPort(client.RemoteAddr()), ns.Path()
 	for b.Loop() {
 		if err := w.Seen(path, from, to); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkKeeper(b *testing.B) {
+	ns := testnet.T(b)
+	k := witness.Keep(newWitness(b))
+	client, _ := accept(b, ns, "127.0.0.1:0", func(a string) (net.Conn, error) {
+		return ns.DialContext(context.Background(), "tcp", a)
+	})
+	from, to, binding := addrPort(client.LocalAddr()), addrPort(client.RemoteAddr()), &ecs.Binding{Netns: ns.Path()}
+	for b.Loop() {
+		if err := k.Seen(binding, from, to); err != nil {
 			b.Fatal(err)
 		}
 	}
