@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -175,17 +177,36 @@ func serve(ctx context.Context, s settings) error {
 	if attacher != nil {
 		g.Go(func() error { return attacher.Run(ctx) })
 	}
-	g.Go(func() error { return index.Run(ctx) })
+	answering, answered := context.WithCancel(context.WithoutCancel(ctx))
+	g.Go(func() error { return index.Run(answering) })
 	if end != nil {
 		g.Go(func() error { return end.keep(ctx) })
 	}
 	operators := newAdmin(bindings, index, end, requests)
 	servers := []*http.Server{operators.HTTPServer(), api.HTTPServer()}
-	g.Go(func() error { return serveOn(servers[0], sockets.admin) })
-	for _, l := range sockets.api {
-		g.Go(func() error { return serveOn(servers[1], l) })
+	var d drain
+	serving := func(server *http.Server, l net.Listener) {
+		d.accepting.Add(1)
+		g.Go(func() error {
+			defer d.accepting.Done()
+			return serveOn(server, l)
+		})
 	}
-	g.Go(func() error { return drain(ctx, servers, log) })
+	for _, server := range servers {
+		d.watch(server)
+	}
+	serving(servers[0], sockets.admin)
+	for _, l := range sockets.api {
+		serving(servers[1], l)
+	}
+	g.Go(func() error {
+		defer answered()
+		<-ctx.Done()
+		notify(log, daemon.SdNotifyStopping)
+		log.Info("ending", "cause", context.Cause(ctx))
+		sockets.close()
+		return d.wait(servers)
+	})
 	g.Go(func() error { return watchdog(ctx) })
 	for _, l := range sockets.api {
 		log.Info("serving tasks", "addr", l.Addr().String(), "bridge", s.bridge, "db", s.db)
@@ -194,22 +215,51 @@ func serve(ctx context.Context, s settings) error {
 	return g.Wait()
 }
 
-// drain waits for the end of ctx, and then for the requests under way. What has not
-// finished after drainTime is cut off.
-func drain(ctx context.Context, servers []*http.Server, log *slog.Logger) error {
-	<-ctx.Done()
-	notify(log, daemon.SdNotifyStopping)
-	log.Info("ending", "cause", context.Cause(ctx))
-	late, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
-	defer cancel()
+// A drain answers what has been accepted before the end. [http.Server.Shutdown] does not: it
+// drops the request that it reads next, on a new connection too, and may not know yet of one
+// that is being accepted.
+type drain struct {
+	accepting sync.WaitGroup // the loops that accept
+	open      sync.WaitGroup // connections
+}
+
+// watch counts a server's connections, each before the next is accepted.
+func (d *drain) watch(server *http.Server) {
+	hook := server.ConnState
+	server.ConnState = func(c net.Conn, state http.ConnState) {
+		switch state {
+		case http.StateNew:
+			d.open.Add(1)
+		case http.StateClosed:
+			d.open.Done()
+		}
+		if hook != nil {
+			hook(c, state)
+		}
+	}
+}
+
+// wait returns when the servers, whose listeners are closed, have answered what was asked.
+// What has not finished after drainTime is cut off.
+func (d *drain) wait(servers []*http.Server) error {
+	d.accepting.Wait()
+	for _, server := range servers {
+		server.SetKeepAlivesEnabled(false) // ends the connections on which nothing is asked
+	}
+	done := make(chan struct{})
+	go func() {
+		d.open.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(drainTime):
+	}
 	var errs []error
 	for _, server := range servers {
-		err := server.Shutdown(late)
-		if errors.Is(err, context.DeadlineExceeded) {
-			err = server.Close()
-		}
-		errs = append(errs, err)
+		errs = append(errs, server.Close())
 	}
+	<-done
 	return errors.Join(errs...)
 }
 

@@ -120,9 +120,9 @@ func (s *sockets) close() {
 	}
 }
 
-// serveOn serves until the server is shut down.
+// serveOn serves until the listener is closed.
 func serveOn(server *http.Server, l net.Listener) error {
-	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	if err := server.Serve(l); !errors.Is(err, net.ErrClosed) {
 		return fmt.Errorf("serving on %s: %w", l.Addr(), err)
 	}
 	return nil
