@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // runs runs a command line in this process.
@@ -62,6 +63,20 @@ func TestHelpNamesEveryFlagAndCommand(t *testing.T) {
 			t.Errorf("--help does not have %s:\n%s", name, help)
 		}
 	}
+}
+
+// The help has room for a line on a flag; the README says all of it.
+func TestReadmeHasEveryFlag(t *testing.T) {
+	t.Parallel()
+	readme, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	serveCommand().Flags().VisitAll(func(f *pflag.Flag) {
+		if !strings.Contains(string(readme), "`--"+f.Name) {
+			t.Errorf("README.md does not have --%s", f.Name)
+		}
+	})
 }
 
 // A mistake in the words or the environment is exit code 2 and an error that names what
