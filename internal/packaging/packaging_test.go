@@ -113,6 +113,8 @@ func TestPackageHoldsWhatItShould(t *testing.T) {
 		"/usr/share/doc/taskmeta/copyright":                   0o644,
 		"/usr/share/doc/taskmeta/api.md":                      0o644,
 		"/usr/share/doc/taskmeta/security.md":                 0o644,
+		"/usr/share/doc/taskmeta/quickstart.md":               0o644,
+		"/usr/share/doc/taskmeta/troubleshooting.md":          0o644,
 		"/usr/share/man/man8/ecs-resolver.8.gz":               0o644,
 		"/usr/share/man/man8/ecs-resolver-serve.8.gz":         0o644,
 		"/usr/share/man/man8/ecs-bridge.8.gz":                 0o644,
