@@ -95,7 +95,9 @@ func show(ctx context.Context, keep bool) (err error) {
 	for _, a := range shop {
 		words := []string{"docker", "run", "--detach", "--name", a.name, "--network", a.network,
 			"--label", "com.amazonaws.ecs.task-arn=" + arn(a.task),
+			"--label", "com.amazonaws.ecs.cluster=shop",
 			"--label", "com.amazonaws.ecs.task-definition-family=" + a.task,
+			"--label", "com.amazonaws.ecs.task-definition-version=7",
 			"--label", "com.amazonaws.ecs.container-name=" + a.name}
 		words = append(words, a.more...)
 		if err := h.sh(ctx, append(words, image, "sleep", "100000")...); err != nil {
