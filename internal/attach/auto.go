@@ -162,6 +162,10 @@ func (l *line) align(ctx context.Context, id string) error {
 		return err
 	}
 	done, err := a.add(ctx, c)
+	if err != nil && c.ended() {
+		a.Logger.Debug("not attached: it ended meanwhile", "container", id, "name", c.Name, "err", err)
+		return nil // its end is an event of its own
+	}
 	if err == nil && !done.Already {
 		a.Logger.Info("attached", "container", id, "name", c.Name, "addr", done.Binding.Addrs, "task", done.Binding.TaskARN, "took", time.Since(start))
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -33,6 +34,13 @@ type Container struct {
 
 // netns is the path of its network namespace.
 func (c Container) netns() string { return fmt.Sprintf("/proc/%d/ns/net", c.pid) }
+
+// ended reports whether the process that it ran in is gone, which the daemon may not know
+// yet.
+func (c Container) ended() bool {
+	_, err := os.Stat(c.netns())
+	return err != nil
+}
 
 // usable returns the error for a container that cannot be attached.
 func (c Container) usable() error {

@@ -24,7 +24,7 @@ type service struct {
 }
 
 // startService starts ecs-resolver serve --auto-attach and waits until it is ready.
-func (h *host) startService(t *testing.T) *service {
+func (h *host) startService(t *testing.T, args ...string) *service {
 	t.Helper()
 	s := &service{h: h, log: filepath.Join(h.dir, "service.log"), ended: make(chan error, 1)}
 	log, err := os.OpenFile(s.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -32,8 +32,8 @@ func (h *host) startService(t *testing.T) *service {
 		t.Fatal(err)
 	}
 	defer log.Close()
-	s.cmd = exec.Command(filepath.Join(bin, "ecs-resolver"), "serve", "--auto-attach",
-		"--db", h.db(), "--docker-host", h.docker.Host, "--log-format", "text")
+	s.cmd = exec.Command(filepath.Join(bin, "ecs-resolver"), append([]string{"serve", "--auto-attach",
+		"--db", h.db(), "--docker-host", h.docker.Host, "--log-format", "text"}, args...)...)
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	if err := h.ns.Start(s.cmd); err != nil {
 		t.Fatal(err)
@@ -258,6 +258,47 @@ func (h *host) id(t *testing.T, name string) string {
 		t.Fatal(err)
 	}
 	return id
+}
+
+// What cannot be attached is tried again, and what has ended before it could be is no error.
+func TestAutoAttachTriesAgain(t *testing.T) {
+	h := newHost(t)
+	plugins := t.TempDir()
+	script := "#!/bin/sh\nif [ -e " + plugins + "/broken ] && [ \"$CNI_COMMAND\" = ADD ]; then\n" +
+		`echo '{"cniVersion": "1.1.0", "code": 999, "msg": "out of order"}'; exit 1; fi` + "\nexec " + bin + "/ecs-bridge\n"
+	if err := os.WriteFile(filepath.Join(plugins, "ecs-bridge"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s := h.startService(t, "--cni-path", plugins+":"+bin)
+
+	for range 4 { // they end at once
+		out, err := h.docker.CLI("run", "--rm", "--network", "none", "--label", "com.amazonaws.ecs.task-arn="+arnOf("short"), image, "/probe")
+		if err == nil {
+			t.Fatalf("the container that should end at once says %s", out)
+		}
+	}
+	h.label(t, "last", "--network", "none")
+	h.awaitTask(t, "last", "last") // the others were seen before it
+	await(t, "the addresses of the others to be free", func() error {
+		if held := h.holders(t); len(held) != 1 {
+			return fmt.Errorf("held by %v", held)
+		}
+		return nil
+	})
+	if said := s.said(t); strings.Contains(said, "level=ERROR") {
+		t.Error("what ends at once is an error in the log")
+	}
+
+	broken := filepath.Join(plugins, "broken")
+	if err := os.WriteFile(broken, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	id := h.label(t, "web", "--network", "none")
+	s.awaitSaid(t, "level=ERROR", "trying again", id, "out of order")
+	if err := os.Remove(broken); err != nil {
+		t.Fatal(err)
+	}
+	h.awaitTask(t, "web", "web")
 }
 
 // One container is attached by hand and by its label at once, and others beside it: all
