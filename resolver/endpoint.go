@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"taskmeta/internal/admin"
+	"taskmeta/internal/bindingdb"
 	"taskmeta/internal/ecs"
 	"taskmeta/internal/guard"
 	"taskmeta/internal/link"
@@ -39,6 +40,8 @@ type endpoint struct {
 	failed    atomic.Pointer[error]
 	repairs   atomic.Uint64            // times that something was made again
 	strangers atomic.Pointer[[]string] // ports of the bridge that are no attachment's
+
+	bindings *bindingdb.Reader
 }
 
 // err is why the endpoint does not stand, or nil. An endpoint that is not asked for (a
@@ -91,10 +94,14 @@ func (e *endpoint) make() error {
 		}
 		e.index = bridge.Index
 	}
+	restored, err := e.restorePorts(host, bridge)
+	if err != nil {
+		return err
+	}
 	subnets := e.subnets()
 	flushed := changed && slices.Equal(subnets, e.guarded) // else a new network asked for another table
 	e.guarded = subnets
-	if !first && (flushed || again) {
+	if !first && (flushed || again || restored > 0) {
 		e.repairs.Add(1)
 		e.log.Warn("the endpoint was made whole again", "bridge", e.bridge, "bridge_made_again", again, "table_made_again", flushed)
 	}
@@ -126,10 +133,7 @@ func (e *endpoint) lookForStrangers(ports []link.Port) {
 	if known := e.strangers.Load(); known != nil {
 		before = *known
 	}
-	for _, p := range ports {
-		if p.Veth != nil {
-			continue
-		}
+	for _, p := range e.strange(ports) {
 		now = append(now, p.Name)
 		if !slices.Contains(before, p.Name) {
 			e.log.Error("an unknown port on the bridge: remove it, or find out who made it", "bridge", e.bridge, "port", p.Name)
@@ -176,6 +180,12 @@ func (e *endpoint) keep(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var rules <-chan struct{}
+	if e.guard != guard.Off { // there may be no nftables to watch then
+		if rules, err = guard.Watch(ctx); err != nil {
+			return err
+		}
+	}
 	tick := time.NewTicker(checkInterval)
 	defer tick.Stop()
 	for {
@@ -188,6 +198,13 @@ func (e *endpoint) keep(ctx context.Context) error {
 			}
 			if !ok {
 				return errors.New("the kernel no longer reports changes of links: start the resolver again")
+			}
+		case _, ok := <-rules:
+			if !ok && ctx.Err() != nil {
+				return nil
+			}
+			if !ok {
+				return errors.New("the kernel no longer reports changes of nftables")
 			}
 		case <-tick.C:
 		}

@@ -154,7 +154,7 @@ func serve(ctx context.Context, s settings) error {
 
 	var end *endpoint
 	if s.bridge != "none" {
-		end = &endpoint{bridge: s.bridge, guard: mode, sockets: sockets.api, closeEnded: api.CloseEnded, log: log}
+		end = &endpoint{bridge: s.bridge, guard: mode, sockets: sockets.api, closeEnded: api.CloseEnded, bindings: bindings, log: log}
 		if err := end.ensure(); err != nil {
 			return err
 		}

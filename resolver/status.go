@@ -126,7 +126,7 @@ func look(ctx context.Context, at *attach.Attacher, p *place, mode guard.Mode, l
 	}
 	check("bindings", func() (string, error) { return lookAtBindings(p.db) })
 	if p.bridge != "none" {
-		check("bridge", func() (string, error) { return lookAtBridge(p.bridge) })
+		check("bridge", func() (string, error) { return lookAtBridge(p.bridge, p.db) })
 		check("address", func() (string, error) { return lookAtAddress(p.bridge) })
 		check("guard", func() (string, error) { return lookAtGuard(p.bridge, mode) })
 	}
@@ -185,7 +185,7 @@ func lookAtListener(at netip.AddrPort) (string, error) {
 }
 
 // lookAtBridge looks for the bridge, and for ports of it that are no task's.
-func lookAtBridge(name string) (string, error) {
+func lookAtBridge(name, db string) (string, error) {
 	host, err := link.OpenHost()
 	if err != nil {
 		return "", err
@@ -204,10 +204,12 @@ func lookAtBridge(name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	for _, p := range ports {
-		if p.Veth == nil {
-			return "", fmt.Errorf("%s has the port %s, which is no task's and could speak for any of them: `ip link set %[2]s nomaster`", name, p.Name)
-		}
+	bindings, err := bindingdb.NewReader(db, bindingdb.Options{})
+	if err != nil {
+		return "", err
+	}
+	for _, p := range (&endpoint{bindings: bindings}).strange(ports) {
+		return "", fmt.Errorf("%s has the port %s, which is no task's and could speak for any of them: `ip link set %[2]s nomaster`", name, p.Name)
 	}
 	return fmt.Sprintf("%s is up, with %d tasks", name, len(ports)), nil
 }

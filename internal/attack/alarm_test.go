@@ -4,13 +4,20 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/netip"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"taskmeta/internal/ecs"
+	"taskmeta/internal/link"
 )
 
 // metric is the value of one of the resolver's.
@@ -69,19 +76,60 @@ func TestOperatorsAreAlarmed(t *testing.T) {
 	w.awaitMetric(t, "taskmeta_guard_unknown_ports", "0")
 	w.awaitMetric(t, "taskmeta_guard_repairs_total", "0")
 
-	sh(t, w.host, "ip link add stranger type veth peer name other && ip link set stranger master ecs-bridge up")
-	w.alarmed(t, "stranger")
-	sh(t, w.host, "ip link del stranger")
-	w.awaitMetric(t, "taskmeta_guard_unknown_ports", "0")
+	forged := ecs.Attachment{Network: "ecs-task", Container: "forged", IfName: "eth0"}
+	since := time.Now().UTC().Format(time.RFC3339Nano)
+	for what, port := range map[string]struct{ name, alias string }{
+		"a port that says nothing of itself":           {"stranger", ""},
+		"a port that says that it is the victim's":     {"impostor", "taskmeta ecs-task " + w.victim.container + " eth0 " + since},
+		"a port that is named after a task never seen": {link.HostName(forged), "taskmeta ecs-task forged eth0 " + since},
+	} {
+		sh(t, w.host, "ip link add %s type veth peer name other && ip link set %[1]s alias '%s' && ip link set %[1]s master ecs-bridge up", port.name, port.alias)
+		t.Log(what)
+		w.alarmed(t, port.name)
+		sh(t, w.host, "ip link del %s", port.name)
+		w.awaitMetric(t, "taskmeta_guard_unknown_ports", "0")
+	}
+}
 
-	before := sh(t, w.host, "nft --stateless list table inet ecs_guard")
-	sh(t, w.host, "nft flush ruleset")
-	w.awaitMetric(t, "taskmeta_guard_repairs_total", "1")
-	if after := sh(t, w.host, "nft --stateless list table inet ecs_guard"); after != before {
-		t.Errorf("after the repair:\n%s\nbefore:\n%s", after, before)
+// TestAFlushIsMended takes all rules away, and lets the attacks that nothing else stops try
+// again once the resolver has put them back.
+func TestAFlushIsMended(t *testing.T) {
+	t.Parallel()
+	for name, k := range map[string]kind{"strict": strict, "source": source} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, k)
+			// Chains stand in the order in which they were made.
+			rules := func() string {
+				lines := strings.Split(sh(t, w.host, "nft --stateless list ruleset"), "\n")
+				slices.Sort(lines)
+				return strings.Join(lines, "\n")
+			}
+			before := rules()
+			sh(t, w.host, "nft flush ruleset")
+			w.awaitMetric(t, "taskmeta_guard_repairs_total", "1")
+			if diff := cmp.Diff(before, rules()); diff != "" {
+				t.Errorf("after the repair (-before +after):\n%s", diff)
+			}
+			if log := w.logged(t); !strings.Contains(log, "the endpoint was made whole again") || !strings.Contains(log, "ports were guarded again") {
+				t.Error("the log does not tell of the repair")
+			}
+			w.whole(t)
+			// The ports alone, of which no link and no table tells.
+			sh(t, w.host, "nft delete table netdev ecs_guard")
+			w.awaitMetric(t, "taskmeta_guard_repairs_total", "2")
+			if diff := cmp.Diff(before, rules()); diff != "" {
+				t.Errorf("after the second repair (-before +after):\n%s", diff)
+			}
+			w.whole(t)
+			for _, name := range slices.Sorted(maps.Keys(attacks)) {
+				if a := attacks[name]; a.flushedLets != "" && (k.guard == "strict" || a.sourceLets == "") {
+					t.Run(name, func(t *testing.T) { w.mustFail(t, a) })
+				}
+			}
+			if _, err := w.cni("CHECK", w.victim.container, w.victim.netns, w.checkConf(w.victim)); err != nil {
+				t.Error(err)
+			}
+		})
 	}
-	if !strings.Contains(w.logged(t), "the endpoint was made whole again") {
-		t.Error("the log does not tell of the repair")
-	}
-	w.whole(t)
 }

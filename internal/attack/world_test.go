@@ -76,6 +76,7 @@ type task struct {
 	mac                   net.HardwareAddr
 	ip4, ip6              netip.Addr
 	veth                  string // the host's end
+	added                 json.RawMessage
 }
 
 // at is the task's address of the family of like.
@@ -168,6 +169,7 @@ func (w *world) conf(container string, ipam ...string) string {
 
 // A result is what the tests read of an ADD's.
 type result struct {
+	whole      json.RawMessage
 	Interfaces []struct{ Name, MAC string }
 	IPs        []struct{ Address netip.Prefix }
 }
@@ -184,6 +186,7 @@ func (w *world) cni(verb, container, netns, conf string) (r result, err error) {
 	}
 	if verb == "ADD" {
 		err = json.Unmarshal(out.Bytes(), &r)
+		r.whole = out.Bytes()
 	}
 	return r, err
 }
@@ -206,7 +209,13 @@ func (w *world) attach(t testing.TB, k *task, ipam ...string) {
 			t.Fatal(err)
 		}
 	}
+	k.added = r.whole
 	k.veth, k.ip4, k.ip6 = r.Interfaces[1].Name, r.IPs[0].Address.Addr(), r.IPs[1].Address.Addr()
+}
+
+// checkConf is conf with the result of the ADD, as CHECK wants it.
+func (w *world) checkConf(k *task) string {
+	return strings.TrimSuffix(w.conf(k.container), "}") + `, "prevResult": ` + string(k.added) + "}"
 }
 
 func (w *world) detach(t testing.TB, k *task) {

@@ -73,16 +73,23 @@ func (p Port) Install() error {
 	if p.Mode == Off {
 		return nil
 	}
+	// A chain that a killed ADD of this attachment left behind goes first: what it holds
+	// may be of another address.
+	return p.install(true)
+}
+
+// install sends the chain with its rules, after what it may hold already or in its place.
+func (p Port) install(alone bool) error {
 	conn, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("opening a netlink socket: %w", err)
 	}
 	chain := portChain(p.Link)
 	conn.AddTable(chain.Table)
-	// A chain that a killed ADD of this attachment left behind goes first: what it holds
-	// may be of another address.
 	conn.AddChain(chain)
-	conn.FlushChain(chain)
+	if alone {
+		conn.FlushChain(chain)
+	}
 	for _, r := range p.rules() {
 		r.Table, r.Chain = chain.Table, chain
 		conn.AddRule(r)

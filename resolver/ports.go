@@ -1,0 +1,98 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+
+	"taskmeta/internal/ecs"
+	"taskmeta/internal/guard"
+	"taskmeta/internal/link"
+)
+
+// restorePorts gives the bridge's ports their chains again if somebody has removed them, as
+// `nft flush ruleset` does, and reports how many there were. What a port may send follows
+// from the binding of its task and from the mode that the resolver was given, which is to
+// be the plugins'.
+func (e *endpoint) restorePorts(host *link.Host, bridge link.Bridge) (int, error) {
+	if e.guard == guard.Off {
+		return 0, nil
+	}
+	ports, err := host.Ports(bridge)
+	if err != nil {
+		return 0, err
+	}
+	held, err := e.held()
+	if err != nil {
+		return 0, nil // there is a check of its own for that
+	}
+	subnets := e.subnets()
+	var guarded []guard.Port
+	for _, p := range ports {
+		if p.Veth == nil || !p.Veth.Up {
+			continue
+		}
+		if b := held[p.Veth.Attachment]; b != nil && len(b.Addrs) > 0 {
+			guarded = append(guarded, guard.Port{
+				Mode: e.guard, Link: p.Name, LinkIndex: p.Index,
+				MAC: link.MAC(b.Addrs[0].Addr()), Addrs: b.Addrs, Gateways: within(subnets, b.Addrs),
+				Bridge: bridge.Name, BridgeIndex: bridge.Index, BridgeMAC: bridge.MAC,
+			})
+		}
+	}
+	restored, err := guard.Restore(guarded)
+	if err != nil {
+		return len(restored), fmt.Errorf("guarding the ports of %s again: %w", bridge.Name, err)
+	}
+	if len(restored) > 0 {
+		e.log.Warn("ports were guarded again: somebody has removed their chains", "bridge", bridge.Name, "ports", restored)
+	}
+	return len(restored), nil
+}
+
+// within are the addresses of the bridge that are in one of the task's subnets, in the
+// order of those: its gateways.
+func within(bridge, task []netip.Prefix) (gateways []netip.Addr) {
+	for _, own := range task {
+		for _, b := range bridge {
+			if own.Contains(b.Addr()) {
+				gateways = append(gateways, b.Addr())
+			}
+		}
+	}
+	return gateways
+}
+
+// held are the bindings by their attachments.
+func (e *endpoint) held() (map[ecs.Attachment]*ecs.Binding, error) {
+	snapshot, err := e.bindings.Snapshot()
+	if err != nil {
+		return nil, err
+	}
+	all := snapshot.All()
+	held := make(map[ecs.Attachment]*ecs.Binding, len(all))
+	for _, b := range all {
+		held[b.Attachment] = b
+	}
+	return held, nil
+}
+
+// strange are those of the ports that are no attachment's. A port's own word for it is not
+// enough: whoever can make one can have it say what it likes.
+func (e *endpoint) strange(ports []link.Port) (strange []link.Port) {
+	held, err := e.held()
+	for _, p := range ports {
+		switch {
+		case p.Veth == nil || p.Name != link.HostName(p.Veth.Attachment):
+			strange = append(strange, p)
+		case err != nil || !p.Veth.Up || held[p.Veth.Attachment] != nil:
+			// A port comes up after its binding was made.
+		default:
+			// And it goes before that ends: one that is gone now was nobody's a moment ago.
+			if _, err := net.InterfaceByIndex(p.Index); err == nil {
+				strange = append(strange, p)
+			}
+		}
+	}
+	return strange
+}
