@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"maps"
 	"net/http"
 	"net/netip"
 	"os/exec"
@@ -122,8 +121,8 @@ func TestAFlushIsMended(t *testing.T) {
 				t.Errorf("after the second repair (-before +after):\n%s", diff)
 			}
 			w.whole(t)
-			for _, name := range slices.Sorted(maps.Keys(attacks)) {
-				if a := attacks[name]; a.flushedLets != "" && (k.guard == "strict" || a.sourceLets == "") {
+			for name, a := range all() {
+				if a.flushedLets != "" && (k.guard == "strict" || a.sourceLets == "") {
 					t.Run(name, func(t *testing.T) { w.mustFail(t, a) })
 				}
 			}

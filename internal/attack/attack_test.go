@@ -1,6 +1,7 @@
 package attack
 
 import (
+	"iter"
 	"maps"
 	"net"
 	"slices"
@@ -31,8 +32,7 @@ const patience = 20 * time.Second
 // run tries every attack in a world, one after the other, in the order of their names.
 // Lets says why one succeeds there, or "".
 func run(t *testing.T, w *world, lets func(attack) string) {
-	for _, name := range slices.Sorted(maps.Keys(attacks)) {
-		a := attacks[name]
+	for name, a := range all() {
 		t.Run(name, func(t *testing.T) {
 			if why := lets(a); why != "" {
 				w.mustSucceed(t, a)
@@ -40,6 +40,30 @@ func run(t *testing.T, w *world, lets func(attack) string) {
 				w.mustFail(t, a)
 			}
 		})
+	}
+}
+
+// all are the attacks in the order of their aims and names.
+func all() iter.Seq2[string, attack] {
+	return func(yield func(string, attack) bool) {
+		for _, aim := range slices.Sorted(maps.Keys(attacks)) {
+			for name, a := range in(aim) {
+				if !yield(name, a) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// in are the attacks with one aim in the order of their names.
+func in(aim string) iter.Seq2[string, attack] {
+	return func(yield func(string, attack) bool) {
+		for _, name := range slices.Sorted(maps.Keys(attacks[aim])) {
+			if !yield(name, attacks[aim][name]) {
+				return
+			}
+		}
 	}
 }
 
@@ -98,10 +122,10 @@ func TestAttacks(t *testing.T) {
 	}
 	// Most of the time they wait for nothing to happen: all at once, however few processors
 	// there are.
-	var all sync.WaitGroup
-	defer all.Wait()
+	var running sync.WaitGroup
+	defer running.Wait()
 	for name, world := range worlds {
-		all.Go(func() {
+		running.Go(func() {
 			t.Run(name, func(t *testing.T) {
 				w := newWorld(t, world.kind)
 				if world.storm {

@@ -37,128 +37,141 @@ type attack struct {
 const (
 	reachesHost = "the mode is for tasks that talk to more than the endpoint, and the host is beyond their gateway"
 	noRules     = "nothing but rules looks at what a frame from the task's own MAC address asks for"
+	onlyTable   = "only the host's table looks at other interfaces"
+	fromHost    = "a socket that is bound to the bridge takes connections of the host with itself; the resolver knows no task there, and answers no more than that"
 	pastBridge  = "the kernel takes such a frame in at the port itself, past the bridge and its flags"
 )
 
-var attacks = map[string]attack{
-	// To be taken for another task.
-	"the victim's IPv4 address, through the kernel":             {try: kernelAs(endpoint4, false)},
-	"the victim's IPv4 and MAC address, through the kernel":     {try: kernelAs(endpoint4, true)},
-	"the victim's IPv6 address, through the kernel":             {try: kernelAs(endpoint6, false)},
-	"the victim's IPv6 and MAC address, through the kernel":     {try: kernelAs(endpoint6, true)},
-	"a handshake by hand as the victim from the own MAC":        {try: handshake(endpoint4, ownMAC, untagged)},
-	"a handshake by hand as the victim from the victim's MAC":   {try: handshake(endpoint4, victimMAC, untagged)},
-	"an IPv6 handshake as the victim from the own MAC":          {try: handshake(endpoint6, ownMAC, untagged)},
-	"an IPv6 handshake as the victim from the victim's MAC":     {try: handshake(endpoint6, victimMAC, untagged)},
-	"a handshake as the victim behind a priority tag":           {try: handshake(endpoint4, ownMAC, prioritized)},
-	"a handshake as the victim behind a priority tag, its MAC":  {try: handshake(endpoint4, victimMAC, prioritized)},
-	"an IPv6 handshake as the victim behind a priority tag":     {try: handshake(endpoint6, ownMAC, prioritized)},
-	"a handshake as the victim with IP options":                 {try: handshake(endpoint4, ownMAC, withOptions)},
-	"a handshake as the victim from the bridge's own MAC":       {try: handshake(endpoint4, bridgeMAC, untagged), plainStops: "the answers go to the victim, whose MAC address has not moved"},
-	"a handshake as the victim to the broadcast address":        {try: handshake(endpoint4, ownMAC, toBroadcast), plainStops: "TCP takes no segment that came in a broadcast frame"},
-	"a handshake as the victim past the bridge (01:80:c2:…:0e)": {try: handshake(endpoint4, ownMAC, toLLDP), plainStops: "TCP takes no segment that came in a multicast frame"},
-	"UDP to the host as the gateway":                            {try: asGateway, plainStops: "the kernel takes no packet from an address of its own"},
+// What an attack is for.
+const (
+	beTaken        = "to be taken for another task"
+	hearOthers     = "to hear what another task is told"
+	reachNeighbour = "to deceive or reach another task"
+	reachBeyond    = "to reach the host and what is behind it"
+	noTask         = "to reach the endpoint or a task without being one"
+)
 
-	// To hear what another is told.
-	"the victim's MAC taken over by broadcast":               {try: hear(func(w *world) []byte { return ethernet(broadcast, w.victim.mac, 0x88b5) })},
-	"the victim's MAC taken over past the bridge":            {try: hear(func(w *world) []byte { return ethernet(lldpMAC, w.victim.mac, unix.ETH_P_LLDP) })},
-	"the host told by ARP that the victim is here":           {try: hear(claim4(arpRequest))},
-	"the host told by an ARP answer that the victim is here": {try: hear(claim4(arpReply))},
-	"the host told by a solicitation that the victim is here": {try: hearBy(endpoint6, func(w *world) []byte {
-		return ethernet(w.bridgeMAC, w.attacker.mac, unix.ETH_P_IPV6, solicitation(w.victim.ip6, w.attacker.mac, gateway6))
-	})},
-	"the host told by an advertisement that the victim is here": {try: hearBy(endpoint6, func(w *world) []byte {
-		return ethernet(w.bridgeMAC, w.attacker.mac, unix.ETH_P_IPV6, advertisement(w.victim.ip6, gateway6, w.victim.ip6, w.attacker.mac))
-	})},
-	"a flood of MAC addresses": {try: flood},
-
-	// To deceive or reach a neighbour.
-	"an ARP answer that the gateway is here": {try: reach(func(w *world, mark []byte) []byte {
-		return ethernet(w.victim.mac, w.attacker.mac, unix.ETH_P_ARP, arp(arpReply, w.attacker.mac, gateway4, w.victim.mac, w.victim.ip4), mark)
-	})},
-	"an ARP question from the endpoint": {try: reach(func(w *world, mark []byte) []byte {
-		return ethernet(broadcast, w.attacker.mac, unix.ETH_P_ARP, arp(arpRequest, w.attacker.mac, endpoint4.Addr(), noMAC, w.victim.ip4), mark)
-	})},
-	"an advertisement that the IPv6 gateway is here": {try: reach(func(w *world, mark []byte) []byte {
-		return ethernet(w.victim.mac, w.attacker.mac, unix.ETH_P_IPV6, advertisement(gateway6, w.victim.ip6, gateway6, w.attacker.mac, mark...))
-	})},
-	"a solicitation from the victim's neighbour": {try: reach(func(w *world, mark []byte) []byte {
-		return ethernet(w.victim.mac, w.attacker.mac, unix.ETH_P_IPV6, solicitation(w.attacker.ip6, w.attacker.mac, w.victim.ip6, mark...))
-	})},
-	"a router advertisement to the victim": {try: reach(func(w *world, mark []byte) []byte {
-		return ethernet(allNodesMAC, w.attacker.mac, unix.ETH_P_IPV6, router(linkLocal(w.attacker.mac), w.attacker.mac, mark...))
-	})},
-	"a rogue DHCP offer": {try: reach(func(w *world, mark []byte) []byte {
-		src, dst := netip.AddrPortFrom(w.attacker.ip4, 67), netip.MustParseAddrPort("255.255.255.255:68")
-		return ethernet(broadcast, w.attacker.mac, unix.ETH_P_IP, ip(src.Addr(), dst.Addr(), unix.IPPROTO_UDP, udp(src, dst, append(make([]byte, 240), mark...))))
-	})},
-	"a BPDU": {try: reach(func(w *world, mark []byte) []byte {
-		return ethernet(stpMAC, w.attacker.mac, 60, []byte{0x42, 0x42, 3}, make([]byte, 35), mark)
-	})},
-	"a raw frame to the victim":         {try: reach(raw)},
-	"a frame of VLAN 5 to the victim":   {try: reach(func(w *world, mark []byte) []byte { return tagged(raw(w, mark), 5) })},
-	"a priority-tagged frame to it":     {try: reach(func(w *world, mark []byte) []byte { return tagged(raw(w, mark), 0) })},
-	"a doubly tagged frame to it":       {try: reach(func(w *world, mark []byte) []byte { return tagged(raw(w, mark), 5, 7) })},
-	"TCP to the victim on the link":     {try: connect(onLink, func(w *world) netip.Addr { return w.victim.ip4 })},
-	"TCP to the victim, routed by host": {try: connect(routed, func(w *world) netip.Addr { return w.victim.ip4 })},
-	"IPv6 to the victim on the link":    {try: connect(onLink, func(w *world) netip.Addr { return w.victim.ip6 })},
-	"UDP to the victim, routed by host": {try: datagram(toVictim, func(w *world, mark []byte) []byte {
-		return udpFrame(w.bridgeMAC, w.attacker.mac, w.attacker.ip4, w.victim.ip4, mark)
-	}), flushedLets: noRules},
-	"UDP as the LAN to the victim, routed by host": {try: datagram(toVictim, func(w *world, mark []byte) []byte {
-		return udpFrame(w.bridgeMAC, w.attacker.mac, lanOther, w.victim.ip4, mark)
-	}), flushedLets: noRules},
-
-	// To reach the host and what is behind it.
-	"TCP to a service on the gateway's address":            {try: connect(routed, func(*world) netip.Addr { return gateway4 }), flushedLets: noRules, sourceLets: reachesHost},
-	"TCP to a service on the endpoint's address":           {try: connect(routed, func(*world) netip.Addr { return endpoint4.Addr() }), flushedLets: noRules, sourceLets: reachesHost},
-	"TCP to a service on the host's LAN address":           {try: connect(routed, func(*world) netip.Addr { return lanHost }), flushedLets: noRules, sourceLets: reachesHost},
-	"IPv6 to a service on the gateway's address":           {try: connect(routed, func(*world) netip.Addr { return gateway6 }), flushedLets: noRules, sourceLets: reachesHost},
-	"IPv6 to a service on the bridge's link-local address": {try: linkLocalService},
-	"TCP to the LAN": {try: connect(routed, func(*world) netip.Addr { return lanOther }), flushedLets: noRules, sourceLets: "the LAN is beyond their gateway"},
-	"UDP to the host as the victim": {try: datagram(toHost, func(w *world, mark []byte) []byte {
-		return udpFrame(w.bridgeMAC, w.attacker.mac, w.victim.ip4, gateway4, mark)
-	}), flushedLets: noRules},
-	"UDP to the host as the LAN": {try: datagram(toHost, func(w *world, mark []byte) []byte {
-		return udpFrame(w.bridgeMAC, w.attacker.mac, lanOther, gateway4, mark)
-	}), flushedLets: noRules},
-	"UDP to the LAN as the victim": {try: datagram(toLAN, func(w *world, mark []byte) []byte {
-		return udpFrame(w.bridgeMAC, w.attacker.mac, w.victim.ip4, lanOther, mark)
-	}), flushedLets: noRules},
-	"IPv6 UDP to the host as the victim": {try: datagram(toHost, func(w *world, mark []byte) []byte {
-		return udpFrame(w.bridgeMAC, w.attacker.mac, w.victim.ip6, gateway6, mark)
-	}), flushedLets: noRules},
-	"UDP to the host as the victim, priority-tagged": {try: datagram(toHost, func(w *world, mark []byte) []byte {
-		return tagged(udpFrame(w.bridgeMAC, w.attacker.mac, w.victim.ip4, gateway4, mark), 0)
-	}), flushedLets: noRules},
-	"UDP to the host as the victim, broadcast": {try: datagram(toHost, func(w *world, mark []byte) []byte {
-		return udpFrame(broadcast, w.attacker.mac, w.victim.ip4, gateway4, mark)
-	}), flushedLets: noRules},
-	"UDP to the host as the victim, in fragments": {try: fragments, flushedLets: noRules},
-	"UDP to the host as the victim, past the bridge": {try: datagram(toHost, func(w *world, mark []byte) []byte {
-		return udpFrame(lldpMAC, w.attacker.mac, w.victim.ip4, gateway4, mark)
-	}), flushedLets: pastBridge},
-	"LLDP to the host":                   {try: lldp, flushedLets: pastBridge},
-	"a router advertisement to the host": {try: advertiseToHost},
-
-	// Those who are no tasks.
-	"the LAN asks the endpoint": {try: func(t testing.TB, w *world) bool { return answered(w.lan, net.Dialer{}, endpoint4, w.wait) }},
-	"the LAN asks a service on the gateway's address": {try: func(t testing.TB, w *world) bool {
-		return connects(w.lan, netip.AddrPortFrom(gateway4, servicePort), w.wait)
-	}, flushedLets: "only the host's table looks at other interfaces", sourceLets: reachesHost},
-	"the LAN asks a task": {try: func(t testing.TB, w *world) bool {
-		return connects(w.lan, netip.AddrPortFrom(w.victim.ip4, servicePort), w.wait)
-	}, flushedLets: "only the host's table looks at other interfaces", sourceLets: "a task that reaches the LAN is to hear its answers, and hears its questions too"},
-	"UDP from the LAN as a task": {try: lanAsTask, flushedLets: "only the host's table looks at other interfaces"},
-	"a process of the host asks the endpoint": {try: func(t testing.TB, w *world) bool {
-		return answered(w.host, net.Dialer{}, endpoint4, w.wait)
-	}, flushedLets: "the kernel takes what the host sends to itself for what came by the bridge; the resolver knows no task there and says no more"},
-	"a process of the host bound to the bridge asks the endpoint": {try: func(t testing.TB, w *world) bool {
-		return answered(w.host, bound("ecs-bridge"), endpoint4, w.wait)
-	}, flushedLets: "as above"},
-	"a process of the host asks the IPv6 endpoint": {try: func(t testing.TB, w *world) bool {
-		return answered(w.host, net.Dialer{}, endpoint6, w.wait)
-	}, flushedLets: "as above"},
+// attacks are all, by their aim and then by what is done.
+var attacks = map[string]map[string]attack{
+	beTaken: {
+		"the victim's IPv4 address, through the kernel":             {try: kernelAs(endpoint4, false)},
+		"the victim's IPv4 and MAC address, through the kernel":     {try: kernelAs(endpoint4, true)},
+		"the victim's IPv6 address, through the kernel":             {try: kernelAs(endpoint6, false)},
+		"the victim's IPv6 and MAC address, through the kernel":     {try: kernelAs(endpoint6, true)},
+		"a handshake by hand as the victim from the own MAC":        {try: handshake(endpoint4, ownMAC, untagged)},
+		"a handshake by hand as the victim from the victim's MAC":   {try: handshake(endpoint4, victimMAC, untagged)},
+		"an IPv6 handshake as the victim from the own MAC":          {try: handshake(endpoint6, ownMAC, untagged)},
+		"an IPv6 handshake as the victim from the victim's MAC":     {try: handshake(endpoint6, victimMAC, untagged)},
+		"a handshake as the victim behind a priority tag":           {try: handshake(endpoint4, ownMAC, prioritized)},
+		"a handshake as the victim behind a priority tag, its MAC":  {try: handshake(endpoint4, victimMAC, prioritized)},
+		"an IPv6 handshake as the victim behind a priority tag":     {try: handshake(endpoint6, ownMAC, prioritized)},
+		"a handshake as the victim with IP options":                 {try: handshake(endpoint4, ownMAC, withOptions)},
+		"a handshake as the victim from the bridge's own MAC":       {try: handshake(endpoint4, bridgeMAC, untagged), plainStops: "the answers go to the victim, whose MAC address has not moved"},
+		"a handshake as the victim to the broadcast address":        {try: handshake(endpoint4, ownMAC, toBroadcast), plainStops: "TCP takes no segment that came in a broadcast frame"},
+		"a handshake as the victim past the bridge (01:80:c2:…:0e)": {try: handshake(endpoint4, ownMAC, toLLDP), plainStops: "TCP takes no segment that came in a multicast frame"},
+		"UDP to the host as the gateway":                            {try: asGateway, plainStops: "the kernel takes no packet from an address of its own"},
+	},
+	hearOthers: {
+		"the victim's MAC taken over by broadcast":               {try: hear(func(w *world) []byte { return ethernet(broadcast, w.victim.mac, 0x88b5) })},
+		"the victim's MAC taken over past the bridge":            {try: hear(func(w *world) []byte { return ethernet(lldpMAC, w.victim.mac, unix.ETH_P_LLDP) })},
+		"the host told by ARP that the victim is here":           {try: hear(claim4(arpRequest))},
+		"the host told by an ARP answer that the victim is here": {try: hear(claim4(arpReply))},
+		"the host told by a solicitation that the victim is here": {try: hearBy(endpoint6, func(w *world) []byte {
+			return ethernet(w.bridgeMAC, w.attacker.mac, unix.ETH_P_IPV6, solicitation(w.victim.ip6, w.attacker.mac, gateway6))
+		})},
+		"the host told by an advertisement that the victim is here": {try: hearBy(endpoint6, func(w *world) []byte {
+			return ethernet(w.bridgeMAC, w.attacker.mac, unix.ETH_P_IPV6, advertisement(w.victim.ip6, gateway6, w.victim.ip6, w.attacker.mac))
+		})},
+		"a flood of MAC addresses": {try: flood},
+	},
+	reachNeighbour: {
+		"an ARP answer that the gateway is here": {try: reach(func(w *world, mark []byte) []byte {
+			return ethernet(w.victim.mac, w.attacker.mac, unix.ETH_P_ARP, arp(arpReply, w.attacker.mac, gateway4, w.victim.mac, w.victim.ip4), mark)
+		})},
+		"an ARP question from the endpoint": {try: reach(func(w *world, mark []byte) []byte {
+			return ethernet(broadcast, w.attacker.mac, unix.ETH_P_ARP, arp(arpRequest, w.attacker.mac, endpoint4.Addr(), noMAC, w.victim.ip4), mark)
+		})},
+		"an advertisement that the IPv6 gateway is here": {try: reach(func(w *world, mark []byte) []byte {
+			return ethernet(w.victim.mac, w.attacker.mac, unix.ETH_P_IPV6, advertisement(gateway6, w.victim.ip6, gateway6, w.attacker.mac, mark...))
+		})},
+		"a solicitation from the victim's neighbour": {try: reach(func(w *world, mark []byte) []byte {
+			return ethernet(w.victim.mac, w.attacker.mac, unix.ETH_P_IPV6, solicitation(w.attacker.ip6, w.attacker.mac, w.victim.ip6, mark...))
+		})},
+		"a router advertisement to the victim": {try: reach(func(w *world, mark []byte) []byte {
+			return ethernet(allNodesMAC, w.attacker.mac, unix.ETH_P_IPV6, router(linkLocal(w.attacker.mac), w.attacker.mac, mark...))
+		})},
+		"a rogue DHCP offer": {try: reach(func(w *world, mark []byte) []byte {
+			src, dst := netip.AddrPortFrom(w.attacker.ip4, 67), netip.MustParseAddrPort("255.255.255.255:68")
+			return ethernet(broadcast, w.attacker.mac, unix.ETH_P_IP, ip(src.Addr(), dst.Addr(), unix.IPPROTO_UDP, udp(src, dst, append(make([]byte, 240), mark...))))
+		})},
+		"a BPDU": {try: reach(func(w *world, mark []byte) []byte {
+			return ethernet(stpMAC, w.attacker.mac, 60, []byte{0x42, 0x42, 3}, make([]byte, 35), mark)
+		})},
+		"a raw frame to the victim":         {try: reach(raw)},
+		"a frame of VLAN 5 to the victim":   {try: reach(func(w *world, mark []byte) []byte { return tagged(raw(w, mark), 5) })},
+		"a priority-tagged frame to it":     {try: reach(func(w *world, mark []byte) []byte { return tagged(raw(w, mark), 0) })},
+		"a doubly tagged frame to it":       {try: reach(func(w *world, mark []byte) []byte { return tagged(raw(w, mark), 5, 7) })},
+		"TCP to the victim on the link":     {try: connect(onLink, func(w *world) netip.Addr { return w.victim.ip4 })},
+		"TCP to the victim, routed by host": {try: connect(routed, func(w *world) netip.Addr { return w.victim.ip4 })},
+		"IPv6 to the victim on the link":    {try: connect(onLink, func(w *world) netip.Addr { return w.victim.ip6 })},
+		"UDP to the victim, routed by host": {try: datagram(toVictim, func(w *world, mark []byte) []byte {
+			return udpFrame(w.bridgeMAC, w.attacker.mac, w.attacker.ip4, w.victim.ip4, mark)
+		}), flushedLets: noRules},
+		"UDP as the LAN to the victim, routed by host": {try: datagram(toVictim, func(w *world, mark []byte) []byte {
+			return udpFrame(w.bridgeMAC, w.attacker.mac, lanOther, w.victim.ip4, mark)
+		}), flushedLets: noRules},
+	},
+	reachBeyond: {
+		"TCP to a service on the gateway's address":            {try: connect(routed, func(*world) netip.Addr { return gateway4 }), flushedLets: noRules, sourceLets: reachesHost},
+		"TCP to a service on the endpoint's address":           {try: connect(routed, func(*world) netip.Addr { return endpoint4.Addr() }), flushedLets: noRules, sourceLets: reachesHost},
+		"TCP to a service on the host's LAN address":           {try: connect(routed, func(*world) netip.Addr { return lanHost }), flushedLets: noRules, sourceLets: reachesHost},
+		"IPv6 to a service on the gateway's address":           {try: connect(routed, func(*world) netip.Addr { return gateway6 }), flushedLets: noRules, sourceLets: reachesHost},
+		"IPv6 to a service on the bridge's link-local address": {try: linkLocalService},
+		"TCP to the LAN": {try: connect(routed, func(*world) netip.Addr { return lanOther }), flushedLets: noRules, sourceLets: "the LAN is beyond their gateway"},
+		"UDP to the host as the victim": {try: datagram(toHost, func(w *world, mark []byte) []byte {
+			return udpFrame(w.bridgeMAC, w.attacker.mac, w.victim.ip4, gateway4, mark)
+		}), flushedLets: noRules},
+		"UDP to the host as the LAN": {try: datagram(toHost, func(w *world, mark []byte) []byte {
+			return udpFrame(w.bridgeMAC, w.attacker.mac, lanOther, gateway4, mark)
+		}), flushedLets: noRules},
+		"UDP to the LAN as the victim": {try: datagram(toLAN, func(w *world, mark []byte) []byte {
+			return udpFrame(w.bridgeMAC, w.attacker.mac, w.victim.ip4, lanOther, mark)
+		}), flushedLets: noRules},
+		"IPv6 UDP to the host as the victim": {try: datagram(toHost, func(w *world, mark []byte) []byte {
+			return udpFrame(w.bridgeMAC, w.attacker.mac, w.victim.ip6, gateway6, mark)
+		}), flushedLets: noRules},
+		"UDP to the host as the victim, priority-tagged": {try: datagram(toHost, func(w *world, mark []byte) []byte {
+			return tagged(udpFrame(w.bridgeMAC, w.attacker.mac, w.victim.ip4, gateway4, mark), 0)
+		}), flushedLets: noRules},
+		"UDP to the host as the victim, broadcast": {try: datagram(toHost, func(w *world, mark []byte) []byte {
+			return udpFrame(broadcast, w.attacker.mac, w.victim.ip4, gateway4, mark)
+		}), flushedLets: noRules},
+		"UDP to the host as the victim, in fragments": {try: fragments, flushedLets: noRules},
+		"UDP to the host as the victim, past the bridge": {try: datagram(toHost, func(w *world, mark []byte) []byte {
+			return udpFrame(lldpMAC, w.attacker.mac, w.victim.ip4, gateway4, mark)
+		}), flushedLets: pastBridge},
+		"LLDP to the host":                   {try: lldp, flushedLets: pastBridge},
+		"a router advertisement to the host": {try: advertiseToHost},
+	},
+	noTask: {
+		"the LAN asks the endpoint": {try: func(t testing.TB, w *world) bool { return answered(w.lan, net.Dialer{}, endpoint4, w.wait) }},
+		"the LAN asks a service on the gateway's address": {try: func(t testing.TB, w *world) bool {
+			return connects(w.lan, netip.AddrPortFrom(gateway4, servicePort), w.wait)
+		}, flushedLets: onlyTable, sourceLets: reachesHost},
+		"the LAN asks a task": {try: func(t testing.TB, w *world) bool {
+			return connects(w.lan, netip.AddrPortFrom(w.victim.ip4, servicePort), w.wait)
+		}, flushedLets: onlyTable, sourceLets: "a task that reaches the LAN is to hear its answers, and hears its questions too"},
+		"UDP from the LAN as a task": {try: lanAsTask, flushedLets: onlyTable},
+		"a process of the host asks the endpoint": {try: func(t testing.TB, w *world) bool {
+			return answered(w.host, net.Dialer{}, endpoint4, w.wait)
+		}, flushedLets: fromHost},
+		"a process of the host bound to the bridge asks the endpoint": {try: func(t testing.TB, w *world) bool {
+			return answered(w.host, bound("ecs-bridge"), endpoint4, w.wait)
+		}, flushedLets: fromHost},
+		"a process of the host asks the IPv6 endpoint": {try: func(t testing.TB, w *world) bool {
+			return answered(w.host, net.Dialer{}, endpoint6, w.wait)
+		}, flushedLets: fromHost},
+	},
 }
 
 // kernelAs asks with the victim's IP address on the attacker's own interface, and with its
