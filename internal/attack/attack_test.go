@@ -88,7 +88,7 @@ func (w *world) mustFail(t *testing.T, a attack) {
 		}
 	}
 	w.forget(t)
-	w.whole(t)
+	w.whole(t, endpoint4)
 }
 
 // forget makes the host and the tasks unlearn what an attack has taught them.
@@ -104,6 +104,7 @@ func (w *world) forget(t testing.TB) {
 }
 
 func TestAttacks(t *testing.T) {
+	t.Parallel()
 	worlds := map[string]struct {
 		kind
 		lets  func(attack) string
@@ -133,6 +134,7 @@ func TestAttacks(t *testing.T) {
 					defer func() { t.Logf("%d attachments came and went meanwhile", rounds()) }()
 				}
 				run(t, w, world.lets)
+				w.whole(t)
 			})
 		})
 	}

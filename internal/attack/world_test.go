@@ -267,12 +267,15 @@ func (w *world) logged(t testing.TB) string {
 	return string(text)
 }
 
-// whole makes sure that both tasks are who they are, at either endpoint: an attack that
-// finds the resolver deaf proves nothing.
-func (w *world) whole(t testing.TB) {
+// whole makes sure that both tasks are who they are, at the endpoints given or at both: an
+// attack that finds the resolver deaf proves nothing.
+func (w *world) whole(t testing.TB, endpoints ...netip.AddrPort) {
 	t.Helper()
+	if len(endpoints) == 0 {
+		endpoints = []netip.AddrPort{endpoint4, endpoint6}
+	}
 	for _, k := range []*task{w.victim, w.attacker} {
-		for _, server := range []netip.AddrPort{endpoint4, endpoint6} {
+		for _, server := range endpoints {
 			await(t, "a task's own answer from "+server.String(), func() error {
 				_, body, err := ask(k.Namespace, k.at(server.Addr()), metadataURL(server), 5*time.Second)
 				if err == nil && !strings.Contains(body, k.arn) {
