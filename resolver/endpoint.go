@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"taskmeta/internal/admin"
 	"taskmeta/internal/bindingdb"
 	"taskmeta/internal/ecs"
@@ -24,6 +26,10 @@ const bridgeMTU = 1500
 // checkInterval is how often the endpoint is looked at though nothing was reported to
 // have changed.
 const checkInterval = 10 * time.Second
+
+// calm is the least time between two looks: a look lists all links, for which the plugins
+// that attach a thousand tasks at once would wait.
+const calm = 100 * time.Millisecond
 
 // An endpoint is 169.254.170.2 on the bridge, the table that keeps others than tasks away
 // from it, and the listening sockets bound to it. What somebody removes is made again.
@@ -188,7 +194,11 @@ func (e *endpoint) keep(ctx context.Context) error {
 	}
 	tick := time.NewTicker(checkInterval)
 	defer tick.Stop()
+	pace := rate.NewLimiter(rate.Every(calm), 1)
 	for {
+		if pace.Wait(ctx) != nil {
+			return nil
+		}
 		select {
 		case <-ctx.Done():
 			return nil
