@@ -13,7 +13,9 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
+	"taskmeta/internal/bootclock"
 	"taskmeta/internal/ecs"
 	"taskmeta/internal/link"
 )
@@ -35,9 +37,10 @@ func Survey() (found []ecs.Binding, lost []link.Veth, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	now, clock := time.Now().UTC(), bootclock.Now()
 	for _, v := range veths {
 		if i := slices.IndexFunc(ends, func(e end) bool { return e.of(v) }); i >= 0 {
-			found = append(found, ecs.Binding{Attachment: v.Attachment, Addrs: ends[i].Addrs, Netns: ends[i].netns, Created: v.Created})
+			found = append(found, ecs.Binding{Attachment: v.Attachment, Addrs: ends[i].Addrs, Netns: ends[i].netns, Created: now.Add(v.Since - clock), Since: v.Since})
 		} else {
 			lost = append(lost, v)
 		}

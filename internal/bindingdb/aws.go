@@ -2,8 +2,10 @@ package bindingdb
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"go.etcd.io/bbolt"
 
@@ -26,6 +28,7 @@ type awsFile struct {
 	// bindings have an ID, which stands for the container as well, but neither a network
 	// nor an interface: there is one for each ID, and its addresses are of unknown subnets.
 	bindings []ecs.Binding
+	gateways []netip.Addr
 	last     []netip.Addr
 }
 
@@ -54,6 +57,7 @@ func readAWS(tx *bbolt.Tx, path string) (awsFile, error) {
 			return nil
 		}
 		if bytes.Equal(id, idGateway) {
+			file.gateways = append(file.gateways, addr)
 			return nil
 		}
 		i, ok := index[string(id)]
@@ -71,6 +75,26 @@ func readAWS(tx *bbolt.Tx, path string) (awsFile, error) {
 // awsAttachment is the key of the addresses that AWS's plugin recorded for an ID.
 func awsAttachment(id string) ecs.Attachment { return ecs.Attachment{Container: id} }
 
+// freeAWS frees one address, if AWS's plugin recorded it: that plugin takes an address
+// without an ID, which has then to be freed by itself. It reports whether it did.
+func (v view) freeAWS(addr netip.Addr) (bool, error) {
+	b, err := v.binding(addr)
+	if errors.Is(err, ecs.ErrNoBinding) || err == nil && b.Network != "" {
+		return false, nil
+	}
+	if err == nil {
+		err = v.revoke(b)
+	}
+	if err != nil {
+		return false, err
+	}
+	b.Addrs = slices.DeleteFunc(b.Addrs, func(p netip.Prefix) bool { return p.Addr() == addr })
+	if len(b.Addrs) == 0 {
+		return true, nil
+	}
+	return true, v.grant(b)
+}
+
 // adoptAWS turns a file of AWS's plugin, or a new one, into one of our schema.
 func adoptAWS(tx *bbolt.Tx, path, boot string) (bindings int, err error) {
 	file, err := readAWS(tx, path)
@@ -84,6 +108,11 @@ func adoptAWS(tx *bbolt.Tx, path, boot string) (bindings int, err error) {
 	for _, b := range file.bindings {
 		b.BootID = boot
 		if err := v.grant(b); err != nil {
+			return 0, err
+		}
+	}
+	for _, addr := range file.gateways {
+		if err := v.reserve(addr, ""); err != nil {
 			return 0, err
 		}
 	}

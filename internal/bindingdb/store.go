@@ -259,8 +259,8 @@ type Want struct {
 }
 
 // Acquire gives b's attachment an address for each want, records b with them, and returns
-// it. Errors: [ecs.ErrHeld] if the attachment has a binding already, [ecs.ErrAddrTaken],
-// [ecs.ErrPoolFull].
+// it. The gateways of the wants are nobody's from then on. Errors: [ecs.ErrHeld] if the
+// attachment has a binding already, [ecs.ErrAddrTaken], [ecs.ErrPoolFull].
 func (s *Store) Acquire(b ecs.Binding, wants ...Want) (ecs.Binding, error) {
 	err := s.update(func(v view) error {
 		held, err := v.held(b.Attachment)
@@ -273,6 +273,9 @@ func (s *Store) Acquire(b ecs.Binding, wants ...Want) (ecs.Binding, error) {
 		b.BootID = string(v.meta.Get(keyBoot))
 		b.Addrs = nil
 		for _, w := range wants {
+			if err := v.reserve(w.Pool.Gateway, b.Network); err != nil {
+				return err
+			}
 			addr, err := v.pick(w)
 			if err != nil {
 				return err
@@ -284,11 +287,19 @@ func (s *Store) Acquire(b ecs.Binding, wants ...Want) (ecs.Binding, error) {
 	return b, err
 }
 
-// Release frees what the attachment holds, and the addresses that AWS's plugin recorded
-// for owner. It is no error if there is nothing to free.
-func (s *Store) Release(a ecs.Attachment, owner string) error {
+// Release frees what the attachment holds, and what AWS's plugin recorded for owner or at
+// one of the addresses named. It is no error if there is nothing to free.
+func (s *Store) Release(a ecs.Attachment, owner string, named ...netip.Addr) error {
 	return s.update(func(v view) error {
 		result := errNothing
+		for _, addr := range named {
+			switch freed, err := v.freeAWS(addr); {
+			case err != nil:
+				return err
+			case freed:
+				result = nil
+			}
+		}
 		for _, a := range []ecs.Attachment{a, awsAttachment(owner)} {
 			b, err := v.held(a)
 			if errors.Is(err, ecs.ErrNoBinding) {
@@ -316,8 +327,9 @@ func (s *Store) Lookup(a ecs.Attachment) (b ecs.Binding, err error) {
 }
 
 // Collect frees the bindings of a network that are not in valid, and returns them. One that
-// was made after the list of the valid ones, at the time before, is in use and stays.
-func (s *Store) Collect(network string, valid map[ecs.Attachment]bool, before time.Time) (freed []ecs.Binding, err error) {
+// was made after the list of the valid ones, at the time before since boot, is in use and
+// stays.
+func (s *Store) Collect(network string, valid map[ecs.Attachment]bool, before time.Duration) (freed []ecs.Binding, err error) {
 	err = s.update(func(v view) error {
 		freed = nil
 		err := v.network(network, func(a ecs.Attachment) error {
@@ -325,7 +337,7 @@ func (s *Store) Collect(network string, valid map[ecs.Attachment]bool, before ti
 				return nil
 			}
 			b, err := v.held(a)
-			if err == nil && b.Created.Before(before) {
+			if err == nil && b.Since < before {
 				freed = append(freed, b)
 			}
 			return err

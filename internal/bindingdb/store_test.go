@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -20,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
+	"taskmeta/internal/bootclock"
 	"taskmeta/internal/ecs"
 )
 
@@ -83,7 +85,7 @@ func mustPool(t interface{ Fatal(...any) }, subnet string) ecs.Pool {
 func acquire(t testing.TB, path string, a ecs.Attachment, wants ...Want) (b ecs.Binding, err error) {
 	t.Helper()
 	err = with(t, path, func(s *Store) (err error) {
-		b, err = s.Acquire(ecs.Binding{Attachment: a, ID: a.Container, Created: time.Now()}, wants...)
+		b, err = s.Acquire(ecs.Binding{Attachment: a, ID: a.Container, Created: time.Now(), Since: bootclock.Now()}, wants...)
 		return err
 	})
 	return b, err
@@ -242,7 +244,7 @@ func TestCollect(t *testing.T) {
 	}
 	elsewhere := ecs.Attachment{Network: "ecs-task2", Container: "c1", IfName: "eth0"}
 	mustAcquire(t, path, elsewhere, want)
-	start := time.Now()
+	start := bootclock.Now()
 	late := attachment(100)
 	mustAcquire(t, path, late, want)
 
@@ -437,7 +439,7 @@ func TestDamagedFile(t *testing.T) {
 					return with(t, path, func(s *Store) error { return s.Release(attachment(1), "") })
 				},
 				"Collect": func() error {
-					return with(t, path, func(s *Store) error { _, err := s.Collect("ecs-task", nil, time.Now()); return err })
+					return with(t, path, func(s *Store) error { _, err := s.Collect("ecs-task", nil, bootclock.Now()); return err })
 				},
 				"Reader": func() error { _, err := newReader(t, path).Snapshot(); return err },
 			}
@@ -593,6 +595,144 @@ func TestTakeOverOfAnAWSFile(t *testing.T) {
 	mustAcquire(t, path, attachment(9), named)
 }
 
+// That plugin takes an address without an ID, and frees it by itself. Those of ours are
+// their attachments'.
+func TestReleaseByAddressOfWhatAWSRecorded(t *testing.T) {
+	t.Parallel()
+	path := newPath(t)
+	writeAWS(t, path, "169.254.172.2 ", "169.254.172.3 ", "169.254.172.4 pause")
+	b := mustAcquire(t, path, attachment(1), Want{Pool: mustPool(t, "169.254.172.0/22")})
+	for _, named := range []string{"169.254.172.2", "169.254.172.4", "169.254.172.9", b.Addrs[0].Addr().String()} {
+		if err := with(t, path, func(s *Store) error {
+			return s.Release(attachment(9), "c9", netip.MustParseAddr(named))
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	snapshot, err := newReader(t, path).Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := make(map[string]bool)
+	for _, b := range snapshot.All() {
+		for _, p := range b.Addrs {
+			left[p.Addr().String()] = true
+		}
+	}
+	if want := map[string]bool{"169.254.172.3": true, b.Addrs[0].Addr().String(): true}; !maps.Equal(left, want) {
+		t.Errorf("left: %v, want %v", left, want)
+	}
+}
+
+// A gateway is on a bridge: no network gives it away, and none takes for its gateway what
+// an attachment has.
+func TestGatewaysAreNobodys(t *testing.T) {
+	t.Parallel()
+	path := newPath(t)
+	subnet := netip.MustParsePrefix("10.0.0.0/29") // .1 to .6
+	pool := func(gateway string) Want {
+		p, err := ecs.NewPool(subnet, netip.MustParseAddr(gateway))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return Want{Pool: p}
+	}
+	mustAcquire(t, path, attachment(1), pool("10.0.0.1"))
+	named := pool("10.0.0.6")
+	named.Addr = netip.MustParsePrefix("10.0.0.1/29")
+	if _, err := acquire(t, path, attachment(2), named); !errors.Is(err, ecs.ErrAddrTaken) || !strings.Contains(err.Error(), `10.0.0.1 is a gateway, first of network "ecs-task"`) {
+		t.Errorf("another network's gateway by name: %v", err)
+	}
+	if _, err := acquire(t, path, attachment(2), pool("10.0.0.2")); !errors.Is(err, ecs.ErrAddrTaken) || !strings.Contains(err.Error(), "the gateway 10.0.0.2 is held by c1/eth0") {
+		t.Errorf("an attachment's address for a gateway: %v", err)
+	}
+	for i, addr := range []string{"10.0.0.3", "10.0.0.4", "10.0.0.5"} {
+		if b := mustAcquire(t, path, attachment(10+i), pool("10.0.0.6")); b.Addrs[0].Addr() != netip.MustParseAddr(addr) {
+			t.Errorf("got %v, want %s", b.Addrs, addr)
+		}
+	}
+	_, err := acquire(t, path, attachment(2), pool("10.0.0.6"))
+	if !errors.Is(err, ecs.ErrPoolFull) || !strings.Contains(err.Error(), "of 4 addresses 4 are held") {
+		t.Errorf("a full pool: %v", err)
+	}
+}
+
+func TestGatewaysOfAnAWSFile(t *testing.T) {
+	t.Parallel()
+	path := newPath(t)
+	writeAWS(t, path, "10.0.0.2 GateWay", "10.0.0.3 pause")
+	if b := mustAcquire(t, path, attachment(1), Want{Pool: mustPool(t, "10.0.0.0/29")}); b.Addrs[0].Addr() != netip.MustParseAddr("10.0.0.4") {
+		t.Errorf("got %v, want 10.0.0.4", b.Addrs)
+	}
+}
+
+// When power fails, any of the pages that a commit writes may have reached the disk, but
+// the meta page only after all of them; and that may be cut. The file opens: with what was
+// there before or after, or, since another boot begins, with nothing.
+func TestLossOfPower(t *testing.T) {
+	t.Parallel()
+	want := Want{Pool: mustPool(t, "169.254.172.0/22")}
+	path := newPath(t)
+	for i := range 100 {
+		mustAcquire(t, path, attachment(i), want)
+	}
+	read := func() []byte {
+		contents, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return contents
+	}
+	before := read()
+	mustAcquire(t, path, attachment(100), want)
+	after := read()
+	if len(after) != len(before) {
+		t.Fatalf("the file grew from %d to %d bytes: expected a commit that does not make it grow", len(before), len(after))
+	}
+	size := os.Getpagesize()
+	var metas, others []int
+	for page := range len(after) / size {
+		if from := page * size; string(before[from:from+size]) != string(after[from:from+size]) {
+			if page < 2 {
+				metas = append(metas, from)
+			} else {
+				others = append(others, from)
+			}
+		}
+	}
+	if len(metas) != 1 || len(others) < 2 {
+		t.Fatalf("a commit wrote %d metas and %d other pages", len(metas), len(others))
+	}
+	const next = "22222222-2222-2222-2222-222222222222"
+	for round := range 40 {
+		disk := slices.Clone(before)
+		whole := round%2 == 1
+		for _, from := range others {
+			if whole || rand.IntN(2) == 0 {
+				copy(disk[from:from+size], after[from:])
+			}
+		}
+		if whole { // and a part of the meta page
+			copy(disk[metas[0]:metas[0]+rand.IntN(pageHeader+metaSize)], after[metas[0]:])
+		}
+		if err := os.WriteFile(path, disk, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s, err := Open(t.Context(), path, Options{BootID: next})
+		if err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
+		b, err := s.Acquire(ecs.Binding{Attachment: attachment(7)}, want)
+		if err = errors.Join(err, s.Close()); err != nil {
+			t.Fatalf("round %d: an ADD after it: %v", round, err)
+		}
+		checkPages(t, path)
+		if b.BootID != next {
+			t.Fatalf("round %d: boot %q", round, b.BootID)
+		}
+	}
+}
+
 func TestForeignDatabase(t *testing.T) {
 	t.Parallel()
 	path := newPath(t)
@@ -688,7 +828,7 @@ func TestStoreAgainstAModel(t *testing.T) {
 				for a := range model {
 					valid[a] = rapid.Bool().Draw(t, a.String())
 				}
-				if _, err := s.Collect("n1", valid, time.Now()); err != nil {
+				if _, err := s.Collect("n1", valid, bootclock.Now()); err != nil {
 					t.Fatal(err)
 				}
 				for a := range model {

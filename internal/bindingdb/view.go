@@ -22,7 +22,8 @@ var (
 	bucketBindings = []byte("bindings")
 	// network NUL container NUL interface -> addresses, as text with blanks between
 	bucketAttachments = []byte("attachments")
-	// schema; boot; and for each subnet the address granted last
+	// schema; boot; for each subnet the address granted last; for each gateway the network
+	// that was the first to have it
 	bucketMeta = []byte("meta")
 
 	keySchema = []byte("schema")
@@ -76,7 +77,42 @@ func attachmentKey(a ecs.Attachment) []byte {
 	return []byte(a.Network + "\x00" + a.Container + "\x00" + a.IfName)
 }
 
-func (v view) taken(addr netip.Addr) bool { return v.bindings.Get(addr.AsSlice()) != nil }
+// taken reports whether an attachment or a gateway has the address.
+func (v view) taken(addr netip.Addr) bool {
+	return v.bindings.Get(addr.AsSlice()) != nil || v.meta.Get(gatewayKey(addr)) != nil
+}
+
+const gatewayPrefix = "gateway "
+
+func gatewayKey(addr netip.Addr) []byte { return []byte(gatewayPrefix + addr.String()) }
+
+// reserve keeps a gateway's address from being granted, in whatever network: the bridge
+// has it. One that is held is [ecs.ErrAddrTaken].
+func (v view) reserve(gateway netip.Addr, network string) error {
+	key := gatewayKey(gateway)
+	if v.meta.Get(key) != nil {
+		return nil
+	}
+	b, err := v.binding(gateway)
+	switch {
+	case err == nil:
+		return fmt.Errorf("%w: the gateway %s is held by %s; configure another gateway", ecs.ErrAddrTaken, gateway, describe(b))
+	case !errors.Is(err, ecs.ErrNoBinding):
+		return err
+	}
+	return v.meta.Put(key, []byte(network))
+}
+
+// gateways counts those of other gateways that a pool's subnet has.
+func (v view) gateways(p ecs.Pool) (n uint64) {
+	c := v.meta.Cursor()
+	for key, _ := c.Seek([]byte(gatewayPrefix)); bytes.HasPrefix(key, []byte(gatewayPrefix)); key, _ = c.Next() {
+		if addr, err := netip.ParseAddr(string(key[len(gatewayPrefix):])); err == nil && p.Grantable(addr) {
+			n++
+		}
+	}
+	return n
+}
 
 // binding returns the binding of an address, [ecs.ErrNoBinding] if there is none.
 func (v view) binding(addr netip.Addr) (ecs.Binding, error) {
@@ -170,6 +206,9 @@ func (v view) pick(w Want) (netip.Prefix, error) {
 		if !v.taken(w.Addr.Addr()) {
 			return w.Addr, nil
 		}
+		if network := v.meta.Get(gatewayKey(w.Addr.Addr())); network != nil {
+			return netip.Prefix{}, fmt.Errorf("%w: %s is a gateway, first of network %q", ecs.ErrAddrTaken, w.Addr.Addr(), network)
+		}
 		b, err := v.binding(w.Addr.Addr())
 		if err != nil {
 			return netip.Prefix{}, err
@@ -188,7 +227,7 @@ func (v view) next(p ecs.Pool) (netip.Addr, error) {
 	addr, err := p.Next(v.last(p.Subnet), v.taken)
 	if err != nil {
 		return addr, fmt.Errorf("%w in %s: of %d addresses %d are held in %s; DEL or GC attachments that are gone, or configure a larger subnet",
-			err, p.Subnet, p.Count(), v.count(p.Subnet), v.path)
+			err, p.Subnet, p.Count()-v.gateways(p), v.count(p.Subnet), v.path)
 	}
 	return addr, nil
 }

@@ -5,17 +5,21 @@ package cniedge
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/version"
+
+	"taskmeta/internal/bootclock"
 )
 
 // VerbTimeout bounds a verb as a whole. Nothing in a verb takes a second by itself: what
@@ -48,7 +52,7 @@ func Main(p Plugin) {
 	if os.Getenv("CNI_COMMAND") == "" && len(os.Args) > 1 {
 		os.Exit(p.word(os.Args[1], os.Stdout, os.Stderr))
 	}
-	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)).With("plugin", p.Name))
+	slog.SetDefault(p.logger())
 	// skel compares the task's namespace with ours after ADD and DEL have done their work,
 	// when an error only hides what was done. Request.checkNetns does so before ADD.
 	os.Setenv("CNI_NETNS_OVERRIDE", "true")
@@ -70,17 +74,81 @@ func (p Plugin) word(word string, stdout, stderr io.Writer) int {
 	case "-h", "--help", "help":
 		fmt.Fprintln(stdout, p.Help)
 		return 0
-	case "version", "--version":
+	case "version":
 		fmt.Fprintf(stdout, "%s %s, CNI %s to %s\n", p.Name, p.Version, Versions[0], Versions[len(Versions)-1])
+		return 0
+	case "-version", "--version", "-capabilities", "--capabilities":
+		if err := p.forAgent(strings.TrimLeft(word, "-"), stdout); err != nil {
+			fmt.Fprintf(stderr, "%s: %s\n", p.Name, err)
+			return 1
+		}
 		return 0
 	}
 	fmt.Fprintf(stderr, "%s: unknown word %q: expected --help or version; verbs come in CNI_COMMAND\n", p.Name, word)
 	return 2
 }
 
+// forAgent answers what the ECS agent asks of its plugins before it uses them, as AWS's do.
+func (p Plugin) forAgent(word string, stdout io.Writer) error {
+	var answer any = struct {
+		Capabilities []string `json:"capabilities"`
+	}{[]string{"awsvpc-network-mode"}}
+	if word == "version" {
+		version, dirty := strings.CutSuffix(p.Version, "-dirty")
+		hash := version // git describe has the commit last, after "-g" if there is a tag
+		if i := strings.LastIndex(version, "-g"); i >= 0 {
+			hash = version[i+2:]
+		}
+		answer = struct {
+			Version string `json:"version"`
+			Dirty   bool   `json:"dirty"`
+			Hash    string `json:"gitShortHash"`
+		}{version, dirty, hash}
+	}
+	return json.NewEncoder(stdout).Encode(answer)
+}
+
+// The environment in which AWS's plugins are told where to log, and from which level on.
+const (
+	envLogFile  = "ECS_CNI_LOG_FILE"
+	envLogLevel = "ECS_CNI_LOGLEVEL"
+)
+
+// logger writes to the file that the environment names, else to standard error. A verb
+// must not fail for its log, so what cannot be used is only told.
+func (p Plugin) logger() *slog.Logger {
+	var out io.Writer = os.Stderr
+	var problems []any
+	if path := os.Getenv(envLogFile); path != "" {
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+		if err == nil {
+			out = f
+		} else {
+			problems = append(problems, envLogFile, err)
+		}
+	}
+	level := slog.LevelInfo
+	switch text := strings.ToLower(os.Getenv(envLogLevel)); text {
+	case "":
+	case "trace":
+		level = slog.LevelDebug
+	case "crit", "critical", "fatal", "off", "none":
+		level = slog.LevelError + 1
+	default:
+		if err := level.UnmarshalText([]byte(text)); err != nil {
+			problems = append(problems, envLogLevel, text)
+		}
+	}
+	log := slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: level})).With("plugin", p.Name)
+	if problems != nil {
+		log.Warn("logging otherwise than asked for", problems...)
+	}
+	return log
+}
+
 // funcs adapts the verbs to skel.
 func (p Plugin) funcs(ctx context.Context) skel.CNIFuncs {
-	start := time.Now()
+	start := bootclock.Now()
 	verb := func(name string, do func(*Request) error) func(*skel.CmdArgs) error {
 		return func(args *skel.CmdArgs) error {
 			r, err := newRequest(args, start)

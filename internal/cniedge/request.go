@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -30,20 +32,21 @@ type Request struct {
 	// what stands at its top level.
 	Config []byte
 	Keys   map[string]json.RawMessage
-	// Start is when the process began to serve, before it read its configuration: what was
-	// recorded later, the author of the configuration did not know of.
-	Start time.Time
+	// Start is when the runtime's plugin began to serve, before it read its configuration,
+	// on the clock since boot: what was recorded later, the author of the configuration did
+	// not know of. A plugin that this one delegates to has the same, by [Request.Environ].
+	Start time.Duration
 
 	args string
 }
 
-func newRequest(args *skel.CmdArgs, start time.Time) (*Request, error) {
+func newRequest(args *skel.CmdArgs, start time.Duration) (*Request, error) {
 	r := &Request{
 		Attachment: ecs.Attachment{Container: args.ContainerID, IfName: args.IfName},
 		Netns:      args.Netns,
 		Path:       args.Path,
 		Config:     args.StdinData,
-		Start:      start,
+		Start:      earlier(start, os.Getenv(envStart)),
 		args:       args.Args,
 	}
 	if err := json.Unmarshal(args.StdinData, &r.Keys); err != nil {
@@ -55,6 +58,27 @@ func newRequest(args *skel.CmdArgs, start time.Time) (*Request, error) {
 		}
 	}
 	return r, nil
+}
+
+// envStart hands the start of the runtime's plugin on, in nanoseconds since boot. A GC that
+// is passed on would else free the address of an ADD that came in between.
+const envStart = "TASKMETA_STARTED"
+
+// earlier returns what was handed on, if that is before start.
+func earlier(start time.Duration, handed string) time.Duration {
+	n, err := strconv.ParseInt(handed, 10, 64)
+	if err != nil {
+		return start
+	}
+	return min(start, time.Duration(n))
+}
+
+// Environ is the environment for a plugin that the verb is delegated to.
+func (r *Request) Environ(verb string) []string {
+	env := slices.DeleteFunc(os.Environ(), func(v string) bool {
+		return strings.HasPrefix(v, "CNI_COMMAND=") || strings.HasPrefix(v, envStart+"=")
+	})
+	return append(env, "CNI_COMMAND="+verb, envStart+"="+strconv.FormatInt(int64(r.Start), 10))
 }
 
 // operation names the request in messages.

@@ -42,6 +42,8 @@ type Binding struct {
 	// BootID is the kernel's boot ID at the time of the ADD.
 	BootID  string    `json:"bootID,omitempty"`
 	Created time.Time `json:"created"`
+	// Since is the same moment on the kernel's clock since boot, which nobody can set.
+	Since time.Duration `json:"since,omitempty"`
 }
 
 // Owner is the Docker ID by which the task's pause container may be known: the

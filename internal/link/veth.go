@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"net"
+	"strconv"
 	"strings"
 	"time"
 
@@ -38,48 +39,57 @@ func hash(a ecs.Attachment) []byte {
 	return h.Sum(nil)
 }
 
-// The alias of the host's end says whose it is and since when: four words after this one.
-// The kernel keeps 255 bytes of it.
+// The alias of the host's end says whose it is, and since when in nanoseconds since boot:
+// four words after this one. The kernel keeps 255 bytes of it.
 const (
 	aliasMark = "taskmeta"
 	aliasMax  = 255
 )
 
-func alias(a ecs.Attachment, now time.Time) string {
-	return strings.Join([]string{aliasMark, a.Network, a.Container, a.IfName, now.UTC().Format(time.RFC3339Nano)}, " ")
+func alias(a ecs.Attachment, now time.Duration) string {
+	return strings.Join([]string{aliasMark, a.Network, a.Container, a.IfName, strconv.FormatInt(int64(now), 10)}, " ")
+}
+
+// MaxNames is the number of bytes that the names of network and container of an attachment
+// may have together.
+func MaxNames(a ecs.Attachment) int {
+	const digits = 19 // of the largest time
+	return aliasMax - len(aliasMark) - len(a.IfName) - digits - 4
 }
 
 // parseAlias reports whether the alias is one of ours.
-func parseAlias(s string) (a ecs.Attachment, created time.Time, ok bool) {
+func parseAlias(s string) (a ecs.Attachment, since time.Duration, ok bool) {
 	f := strings.Split(s, " ")
 	if len(f) != 5 || f[0] != aliasMark {
-		return ecs.Attachment{}, time.Time{}, false
+		return ecs.Attachment{}, 0, false
 	}
-	created, err := time.Parse(time.RFC3339Nano, f[4])
-	return ecs.Attachment{Network: f[1], Container: f[2], IfName: f[3]}, created, err == nil
+	n, err := strconv.ParseInt(f[4], 10, 64)
+	return ecs.Attachment{Network: f[1], Container: f[2], IfName: f[3]}, time.Duration(n), err == nil
 }
 
 // A Veth is the host's end of an attachment's veth pair.
 type Veth struct {
 	Attachment ecs.Attachment
-	Created    time.Time
-	Name       string
-	Index      int
-	MAC        net.HardwareAddr
-	Up         bool
+	// Since is when it was made, on the clock since boot.
+	Since time.Duration
+	Name  string
+	Index int
+	MAC   net.HardwareAddr
+	Up    bool
 	// Bridge is the index of the bridge whose port it is, or 0.
 	Bridge int
+	// TaskNetns is this namespace's ID for the task's, -1 if it has none.
+	TaskNetns int
 }
 
 // MakeVeth makes the pair: the host's end as a port of the bridge and without IPv6, the
 // other in the task's namespace under the attachment's interface name, both down. The
 // error is [ecs.ErrHeld] for an attachment that has a pair, and [ErrNameTaken] where its
 // name is somebody else's.
-func (h *Host) MakeVeth(t *Task, a ecs.Attachment, b Bridge, mtu int, now time.Time) (Veth, error) {
+func (h *Host) MakeVeth(t *Task, a ecs.Attachment, b Bridge, mtu int, now time.Duration) (Veth, error) {
 	name := HostName(a)
-	owner := alias(a, now)
-	if len(owner) > aliasMax {
-		return Veth{}, fmt.Errorf("the names of network and container have %d bytes: expected at most %d", len(a.Network)+len(a.Container), aliasMax-(len(owner)-len(a.Network)-len(a.Container)))
+	if n := len(a.Network) + len(a.Container); n > MaxNames(a) {
+		return Veth{}, fmt.Errorf("the names of network and container have %d bytes: expected at most %d", n, MaxNames(a))
 	}
 	size := nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(mtu)))
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
@@ -93,7 +103,7 @@ func (h *Host) MakeVeth(t *Task, a ecs.Attachment, b Bridge, mtu int, now time.T
 	made := h.try(
 		linkStep(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, "making veth "+name, nl.NewIfInfomsg(unix.AF_UNSPEC), name, size, macAttr(hostMAC(a)), info),
 		setLink("making "+name+" a port of "+b.Name, name,
-			nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(owner)), nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(b.Index)))),
+			nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(alias(a, now))), nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(b.Index)))),
 	)
 	if err := made[0]; errors.Is(err, unix.EEXIST) {
 		if _, held := h.link(name); held == nil {
@@ -137,13 +147,13 @@ func (h *Host) Veth(a ecs.Attachment) (Veth, bool, error) {
 // veth reads a veth of ours.
 func veth(l netlink.Link) (Veth, bool) {
 	attrs := l.Attrs()
-	a, created, ok := parseAlias(attrs.Alias)
+	a, since, ok := parseAlias(attrs.Alias)
 	if !ok || l.Type() != "veth" {
 		return Veth{}, false
 	}
 	return Veth{
-		Attachment: a, Created: created, Name: attrs.Name, Index: attrs.Index, MAC: attrs.HardwareAddr,
-		Up: attrs.Flags&net.FlagUp != 0, Bridge: attrs.MasterIndex,
+		Attachment: a, Since: since, Name: attrs.Name, Index: attrs.Index, MAC: attrs.HardwareAddr,
+		Up: attrs.Flags&net.FlagUp != 0, Bridge: attrs.MasterIndex, TaskNetns: attrs.NetNsID,
 	}, true
 }
 

@@ -7,11 +7,11 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 
+	"taskmeta/internal/bootclock"
 	"taskmeta/internal/cniedge"
 	"taskmeta/internal/guard"
 	"taskmeta/internal/link"
@@ -34,6 +34,9 @@ func add(ctx context.Context, r *cniedge.Request) (result *current.Result, err e
 	prev, err := r.PrevResult()
 	if err != nil {
 		return nil, err
+	}
+	if most := link.MaxNames(r.Attachment) - len(r.Network); len(r.Container) > most {
+		return nil, cniedge.BadEnv("CNI_CONTAINERID", r.Container, fmt.Sprintf("at most %d bytes beside the network's name", most))
 	}
 	plugin, err := findIPAM(r, conf.ipam)
 	if err != nil {
@@ -119,7 +122,7 @@ func connect(ctx context.Context, r *cniedge.Request, conf *config, plugin *ipam
 		err = host.EnsureAddr(bridge, link.Endpoint)
 	}
 	if err == nil {
-		p.veth, err = host.MakeVeth(task, r.Attachment, bridge, conf.mtu, time.Now())
+		p.veth, err = host.MakeVeth(task, r.Attachment, bridge, conf.mtu, bootclock.Now())
 	}
 	ipam := <-asked
 	p.grant = ipam.grant
@@ -194,11 +197,15 @@ func (c *config) wants(name string, g grant) link.Interface {
 	return i
 }
 
-// merge is the result: that of earlier plugins, if there were any, and after it ours.
+// merge is the result: that of earlier plugins, if there were any, and after it ours. The
+// name servers are those of the first that has any.
 func merge(prev *current.Result, p pair, r *cniedge.Request, mac net.HardwareAddr, mtu int) *current.Result {
 	out := prev
 	if out == nil {
-		out = &current.Result{CNIVersion: current.ImplementedSpecVersion, DNS: p.result.DNS}
+		out = &current.Result{CNIVersion: current.ImplementedSpecVersion}
+	}
+	if out.DNS.IsEmpty() {
+		out.DNS = p.result.DNS
 	}
 	own := len(out.Interfaces) + 2 // the index of the task's end
 	out.Interfaces = append(out.Interfaces,

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -233,6 +235,9 @@ func TestAddThatFailsLeavesNothing(t *testing.T) {
 		conf  string // else the usual
 		code  uint
 		want  string
+
+		container  string // else c1
+		unreadable bool   // the bindings file, as it must stay
 	}{
 		"the interface name is taken": {
 			spoil: func(t *testing.T, _ *host, task *testnet.Namespace) {
@@ -257,6 +262,26 @@ func TestAddThatFailsLeavesNothing(t *testing.T) {
 				sh(t, h.Namespace, "ip link add ecs-bridge type bridge; ip addr add 169.254.172.9/22 dev ecs-bridge")
 			},
 			code: types.ErrInternal, want: "bridge ecs-bridge has the address 169.254.172.9/22, whose subnet overlaps 169.254.172.1/22",
+		},
+		"the bindings file is damaged": {
+			spoil: func(t *testing.T, h *host, _ *testnet.Namespace) {
+				if err := os.WriteFile(h.db, make([]byte, 1<<15), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			},
+			unreadable: true, code: cniedge.CodeDamaged, want: "run `ecs-resolver bindings repair`",
+		},
+		"the container's ID is too long to be remembered": {
+			container: strings.Repeat("c", 250),
+			code:      types.ErrInvalidEnvironmentVariables, want: "expected at most 212 bytes beside the network's name",
+		},
+		"another network's gateway": {
+			spoil: func(t *testing.T, h *host, _ *testnet.Namespace) {
+				h.must(t, "ADD", "c0", testnet.T(t).Path(), strings.Replace(conf(), "ecs-task", "first", 1))
+			},
+			conf: `{"cniVersion": "1.1.0", "name": "ecs-task", "bridge": "second-bridge",
+				"ipam": {"type": "ecs-ipam", "ipv4-subnet": "169.254.172.0/22", "ipv4-gateway": "169.254.172.9", "ipv4-address": "169.254.172.1/22"}}`,
+			code: cniedge.CodeAddrTaken, want: `169.254.172.1 is a gateway, first of network "first"`,
 		},
 		"the MTU is too small for IPv6": {
 			conf: `{"cniVersion": "1.1.0", "name": "ecs-task", "mtu": 1200, "ipam": {"type": "ecs-ipam", "ipv6-subnet": "fd00:ec2::/64"}}`,
@@ -310,9 +335,22 @@ func TestAddThatFailsLeavesNothing(t *testing.T) {
 			if test.conf == "" {
 				test.conf = conf()
 			}
-			before, inTask := h.things(t), sh(t, task, "ip addr; ip route; ip -6 route")
-			h.refused(t, "ADD", "c1", test.netns, test.conf, test.code, test.want)
-			h.left(t, before)
+			if test.container == "" {
+				test.container = "c1"
+			}
+			look := h.things
+			if test.unreadable {
+				look = h.network
+			}
+			file, _ := os.ReadFile(h.db) // nil if there is none
+			before, inTask := look(t), sh(t, task, "ip addr; ip route; ip -6 route")
+			h.refused(t, "ADD", test.container, test.netns, test.conf, test.code, test.want)
+			if diff := cmp.Diff(before, look(t)); diff != "" {
+				t.Errorf("what is left (-before +after):\n%s", diff)
+			}
+			if after, err := os.ReadFile(h.db); test.unreadable && (err != nil || !bytes.Equal(after, file)) {
+				t.Errorf("the bindings file was changed (%v)", err)
+			}
 			if after := sh(t, task, "ip addr; ip route; ip -6 route"); after != inTask {
 				t.Errorf("the task has\n%s\nand had\n%s", after, inTask)
 			}
@@ -463,6 +501,132 @@ func TestGCKeepsWhatIsValid(t *testing.T) {
 	sh(t, h.Namespace, "ip link show ecsv-mine")
 }
 
+// What is added while a GC runs is not on its list, and is in use: neither plugin takes it
+// away, although the IPAM plugin starts after it was added.
+func TestGCBesideAdd(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	const n = 6
+	tasks := make(map[string]*testnet.Namespace)
+	add := func(name string) {
+		tasks[name] = testnet.T(t)
+		h.must(t, "ADD", name, tasks[name].Path(), conf())
+	}
+	var valid []types.GCAttachment
+	for i := range n {
+		name := fmt.Sprintf("old%d", i)
+		add(name)
+		if i%2 == 0 {
+			valid = append(valid, types.GCAttachment{ContainerID: name, IfName: "eth0"})
+		}
+	}
+	list, err := json.Marshal(valid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	gc := h.command("GC", "", "", "")
+	gc.Stdin = nil
+	stdin, err := gc.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Start(gc); err != nil {
+		t.Fatal(err)
+	}
+	// It has begun once it reads, which it must before more than a pipe holds can be written.
+	const pipeHolds = 64 << 10
+	if _, err := stdin.Write(bytes.Repeat([]byte(" "), 2*pipeHolds)); err != nil {
+		t.Fatal(err)
+	}
+	for i := range n {
+		add(fmt.Sprintf("new%d", i))
+	}
+	if _, err := io.WriteString(stdin, conf(`"cni.dev/valid-attachments": `+string(list))); err != nil {
+		t.Fatal(err)
+	}
+	stdin.Close()
+	if err := gc.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	bound := make(map[string]bool)
+	for _, b := range h.bindings(t) {
+		bound[b.Container] = true
+	}
+	for i := range n {
+		if old := fmt.Sprintf("old%d", i); bound[old] != (i%2 == 0) {
+			t.Errorf("%s has its binding: %v", old, bound[old])
+		} else if i%2 == 0 {
+			reach(t, h, tasks[old])
+		}
+		if name := fmt.Sprintf("new%d", i); !bound[name] {
+			t.Errorf("the binding of %s was freed", name)
+		} else {
+			reach(t, h, tasks[name])
+		}
+	}
+}
+
+// A runtime must not do both at once, and one that lost patience with the ADD may all the
+// same: the DEL after it leaves nothing.
+func TestDelBesideAdd(t *testing.T) {
+	t.Parallel()
+	h, task := newHost(t), testnet.T(t)
+	before := h.things(t)
+	for round := range testnet.Soak(8, 200) {
+		name := fmt.Sprintf("c%d", round)
+		var both sync.WaitGroup
+		both.Go(func() { _, _ = h.call("ADD", name, task.Path(), conf()) }) // it may succeed or not
+		both.Go(func() { _, _ = h.call("DEL", name, task.Path(), conf()) })
+		both.Wait()
+		h.must(t, "DEL", name, task.Path(), conf())
+		h.left(t, before)
+	}
+}
+
+// What only the IPAM plugin can free, DEL says so and goes on saying, and all else is gone.
+func TestDelWithoutTheIPAMPlugin(t *testing.T) {
+	t.Parallel()
+	h, task := newHost(t), testnet.T(t)
+	before := h.things(t)
+	h.must(t, "ADD", "c1", task.Path(), conf())
+	installed := h.path
+	h.path = t.TempDir()
+	for range 2 {
+		h.refused(t, "DEL", "c1", task.Path(), conf(), types.ErrInvalidNetworkConfig, `ipam.type is "ecs-ipam": expected the name of a program in CNI_PATH`)
+		if n := h.network(t); n.Ports != "" || strings.Contains(n.Chains, "in-ecsv") || n.Neighbours != "" {
+			t.Errorf("left: %+v", n)
+		}
+	}
+	h.refused(t, "GC", "", "", conf(`"cni.dev/valid-attachments": []`), types.ErrInvalidNetworkConfig, `ipam.type is "ecs-ipam"`)
+	h.path = installed
+	h.must(t, "DEL", "c1", task.Path(), conf())
+	h.left(t, before)
+}
+
+// The ECS agent takes the interface away by a DEL of ecs-bridge without `ipam`, and then
+// frees the address by one of ecs-ipam itself.
+func TestDelAsTheECSAgentDoes(t *testing.T) {
+	t.Parallel()
+	h, task := newHost(t), testnet.T(t)
+	before := h.things(t)
+	keys := func(typ, more string) string {
+		return `{"cniVersion": "0.3.0", "name": "ecs-task-network", "type": "` + typ + `"` + more + `}`
+	}
+	ipam := `, "ipam": {"type": "ecs-ipam", "id": "pause", "ipv4-subnet": "169.254.172.0/22", "ipv4-routes": [{"dst": "169.254.170.2/32"}]}`
+	result := h.must(t, "ADD", "pause", task.Path(), keys("ecs-bridge", `, "bridge": "ecs-bridge", "isGateway": false, "mtu": 0`+ipam))
+	h.must(t, "DEL", "pause", task.Path(), keys("ecs-bridge", `, "bridge": "ecs-bridge", "isGateway": false, "mtu": 0, "ipam": {}`))
+	if n := h.things(t); n.Ports != "" || len(n.Bindings) != 1 {
+		t.Errorf("after DEL of ecs-bridge: %+v", n)
+	}
+	cmd := h.command("DEL", "pause", task.Path(), "")
+	cmd.Path = filepath.Join(bin, "ecs-ipam")
+	cmd.Stdin = strings.NewReader(keys("ecs-ipam", strings.Replace(ipam, `"id"`, `"ipv4-address": "`+address(t, result)+`", "id"`, 1)))
+	if _, err := h.answer(cmd); err != nil {
+		t.Fatal(err)
+	}
+	h.left(t, before)
+}
+
 func TestGCFindsWhatKilledPluginsLeft(t *testing.T) {
 	t.Parallel()
 	h, task := newHost(t), testnet.T(t)
@@ -481,6 +645,28 @@ func TestStatus(t *testing.T) {
 		code  uint // else 50
 		want  string
 	}{
+		"an interface by the bridge's name, and an attachment": {
+			spoil: func(t *testing.T, h *host) {
+				h.must(t, "ADD", "c1", testnet.T(t).Path(), conf())
+				sh(t, h.Namespace, "ip link del ecs-bridge; ip link add ecs-bridge type veth peer name peer")
+			},
+			conf: conf(), code: types.ErrLimitedConnectivity, want: "1 attachments of network ecs-task are cut off: interface ecs-bridge is a veth",
+		},
+		"a bridge that is down, and two attachments": {
+			spoil: func(t *testing.T, h *host) {
+				h.must(t, "ADD", "c1", testnet.T(t).Path(), conf())
+				h.must(t, "ADD", "c2", testnet.T(t).Path(), conf())
+				sh(t, h.Namespace, "ip link set ecs-bridge down")
+			},
+			conf: conf(), code: types.ErrLimitedConnectivity, want: "2 attachments of network ecs-task are cut off: bridge ecs-bridge is down",
+		},
+		"no bridge, and an attachment": {
+			spoil: func(t *testing.T, h *host) {
+				h.must(t, "ADD", "c1", testnet.T(t).Path(), conf())
+				sh(t, h.Namespace, "ip link del ecs-bridge")
+			},
+			conf: conf(), code: types.ErrLimitedConnectivity, want: "1 attachments of network ecs-task are cut off: looking up interface ecs-bridge",
+		},
 		"an interface by the bridge's name": {
 			spoil: func(t *testing.T, h *host) {
 				sh(t, h.Namespace, "ip link add ecs-bridge type veth peer name peer")
@@ -513,6 +699,18 @@ func TestStatus(t *testing.T) {
 			h.refused(t, "STATUS", "", "", test.conf, test.code, test.want)
 		})
 	}
+}
+
+// The next ADD brings it up.
+func TestStatusOfABridgeThatIsDown(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	sh(t, h.Namespace, "ip link add ecs-bridge type bridge")
+	h.must(t, "STATUS", "", "", conf())
+	task := testnet.T(t)
+	h.must(t, "ADD", "c1", task.Path(), conf())
+	h.must(t, "STATUS", "", "", conf())
+	reach(t, h, task)
 }
 
 func TestStatusNamesTheMissingCapability(t *testing.T) {
@@ -607,6 +805,58 @@ func TestTwoNetworksOfOneTask(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.left(t, before)
+}
+
+// Subnets that do not overlap may share a bridge, whose MTU is the least of its ports'.
+func TestTwoSubnetsOnOneBridge(t *testing.T) {
+	t.Parallel()
+	h, first, second := newHost(t), testnet.T(t), testnet.T(t)
+	before := h.things(t)
+	other := `{"cniVersion": "1.1.0", "name": "other", "mtu": 1400, "guard": "source",
+		"ipam": {"type": "ecs-ipam", "ipv4-subnet": "10.77.0.0/24"}}`
+	h.must(t, "ADD", "c1", first.Path(), conf())
+	result := h.must(t, "ADD", "c1", second.Path(), other)
+	if got := address(t, result); got != "10.77.0.2/24" {
+		t.Errorf("address %s", got)
+	}
+	reach(t, h, first)
+	reach(t, h, second)
+	mtu := func(ns *testnet.Namespace, link string) string {
+		_, rest, _ := strings.Cut(sh(t, ns, "ip -o link show "+link), " mtu ")
+		return strings.Fields(rest)[0]
+	}
+	if got := mtu(first, "eth0") + " " + mtu(second, "eth0") + " " + mtu(h.Namespace, "ecs-bridge"); got != "1500 1400 1400" {
+		t.Errorf("the tasks and the bridge have MTUs of %s", got)
+	}
+	h.must(t, "GC", "", "", strings.TrimSuffix(other, "}")+`, "cni.dev/valid-attachments": []}`)
+	reach(t, h, first)
+	if got := mtu(h.Namespace, "ecs-bridge"); got != "1500" {
+		t.Errorf("the bridge has an MTU of %s when the smaller port is gone", got)
+	}
+	h.must(t, "DEL", "c1", second.Path(), other)
+	h.must(t, "DEL", "c1", first.Path(), conf())
+	h.left(t, before)
+}
+
+// Of the name servers of earlier plugins and of the IPAM plugin, the first stand.
+func TestNameServersOfTheIPAMPlugin(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.plugin(t, "ecs-ipam", `[ "$CNI_COMMAND" = DEL ] || echo '{"cniVersion": "1.1.0", "dns": {"nameservers": ["10.9.0.53"]},
+		"ips": [{"address": "10.9.0.2/24", "gateway": "10.9.0.1"}]}'`)
+	tests := map[string]struct{ conf, want string }{
+		"alone":                       {conf(), "10.9.0.53"},
+		"after a plugin with none":    {conf(`"prevResult": {"cniVersion": "1.1.0"}`), "10.9.0.53"},
+		"after a plugin with its own": {conf(`"prevResult": {"cniVersion": "1.1.0", "dns": {"nameservers": ["10.1.0.53"]}}`), "10.1.0.53"},
+	}
+	for name, test := range tests {
+		task := testnet.T(t)
+		result := h.must(t, "ADD", "c1", task.Path(), test.conf)
+		if got := strings.Join(result.DNS.Nameservers, " "); got != test.want {
+			t.Errorf("%s: name servers %s, want %s", name, got, test.want)
+		}
+		h.must(t, "DEL", "c1", task.Path(), test.conf)
+	}
 }
 
 // A second interface in the same network: the routes are the first one's.

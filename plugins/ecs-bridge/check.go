@@ -98,7 +98,8 @@ func given(prev *current.Result, own int) (grant, error) {
 	return g, nil
 }
 
-// status says whether an ADD could be served, as far as can be told without one.
+// status says whether an ADD could be served, as far as can be told without one, and
+// whether the attachments that there are can still reach the bridge.
 func status(ctx context.Context, r *cniedge.Request) error {
 	conf, err := parseConfig(r.Config)
 	if err != nil {
@@ -116,10 +117,39 @@ func status(ctx context.Context, r *cniedge.Request) error {
 		return err
 	}
 	defer host.Close()
-	if _, err := host.Bridge(conf.bridge); err != nil && !errors.Is(err, unix.ENODEV) {
+	if err := checkBridge(host, conf.bridge, r.Network); err != nil {
 		return err
 	}
 	return plugin.do(ctx, "STATUS")
+}
+
+// checkBridge reports what an ADD would fail for. A bridge that is missing or down is
+// mended by the next ADD, but cuts off the attachments that there are: code 51.
+func checkBridge(host *link.Host, name, network string) error {
+	bridge, err := host.Bridge(name)
+	switch {
+	case err == nil && bridge.Up:
+		return nil
+	case err == nil:
+		err = fmt.Errorf("bridge %s is down", name)
+	}
+	veths, listErr := host.Veths()
+	if listErr != nil {
+		return errors.Join(err, listErr)
+	}
+	cut := 0
+	for _, v := range veths {
+		if v.Attachment.Network == network {
+			cut++
+		}
+	}
+	switch {
+	case cut > 0:
+		return types.NewError(types.ErrLimitedConnectivity, fmt.Sprintf("%d attachments of network %s are cut off: %s", cut, network, err), "")
+	case bridge.Index != 0, errors.Is(err, unix.ENODEV):
+		return nil
+	}
+	return err
 }
 
 // privileged reports the capability that an ADD would fail for the lack of.

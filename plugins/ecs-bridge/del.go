@@ -65,7 +65,7 @@ func collect(ctx context.Context, r *cniedge.Request) error {
 	}
 	if given {
 		err = removeStale(place.bridge, func(v link.Veth) bool {
-			return v.Attachment.Network == r.Network && !valid[v.Attachment] && v.Created.Before(r.Start)
+			return v.Attachment.Network == r.Network && !valid[v.Attachment] && v.Since < r.Start
 		})
 	} else {
 		slog.Warn("GC without cni.dev/valid-attachments removes nothing", "network", r.Network)

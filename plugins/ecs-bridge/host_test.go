@@ -11,11 +11,13 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/testscript"
+	"go.etcd.io/bbolt"
 
 	"taskmeta/internal/bindingdb"
 	"taskmeta/internal/ecs"
@@ -25,10 +27,11 @@ import (
 // bin is where the programs are that the tests start.
 var bin string
 
-// programs are ecs-bridge, what it delegates to, and the runtime.
+// programs are ecs-bridge, what it delegates to, the runtime, and what repairs the bindings.
 var programs = []string{
 	"taskmeta/plugins/ecs-bridge",
 	"taskmeta/plugins/ecs-ipam",
+	"taskmeta/resolver",
 	"github.com/containernetworking/plugins/plugins/ipam/host-local",
 	"github.com/containernetworking/cni/cnitool",
 }
@@ -136,14 +139,21 @@ type things struct {
 // things lists what there is, but for bridges.
 func (h *host) things(t testing.TB) things {
 	t.Helper()
+	s := h.network(t)
+	for _, b := range h.bindings(t) {
+		s.Bindings = append(s.Bindings, b.Attachment)
+	}
+	return s
+}
+
+// network lists what there is beside bindings.
+func (h *host) network(t testing.TB) things {
+	t.Helper()
 	var s things
 	s.Links = sh(t, h.Namespace, `(ip -o link; ip -o link show type bridge) | cut -d: -f2 | cut -d@ -f1 | sort | uniq -u`)
 	s.Neighbours = sh(t, h.Namespace, `ip neigh show nud permanent`)
 	s.Chains = sh(t, h.Namespace, `nft list chains netdev | grep chain || true`)
 	s.Ports = sh(t, h.Namespace, `bridge link show`)
-	for _, b := range h.bindings(t) {
-		s.Bindings = append(s.Bindings, b.Attachment)
-	}
 	return s
 }
 
@@ -158,6 +168,25 @@ func (h *host) bindings(t testing.TB) []*ecs.Binding {
 		t.Fatal(err)
 	}
 	return s.All()
+}
+
+// whole has bbolt check the bindings file, page by page.
+func (h *host) whole(t testing.TB) {
+	t.Helper()
+	db, err := bbolt.Open(h.db, 0, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if err := db.View(func(tx *bbolt.Tx) error {
+		var all []error
+		for err := range tx.Check() {
+			all = append(all, err)
+		}
+		return errors.Join(all...)
+	}); err != nil {
+		t.Error(err)
+	}
 }
 
 // left fails the test if anything is on the host that was not there before.

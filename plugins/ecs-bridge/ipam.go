@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"syscall"
 
@@ -29,7 +28,7 @@ import (
 // cni/pkg/invoke, which links an HTTP client and so costs each start half a millisecond.
 type ipam struct {
 	name, path string
-	config     []byte // ours: the specification has it passed on as it is
+	request    *cniedge.Request // ours: its configuration is passed on as it is
 }
 
 // findIPAM looks for the plugin in the directories of CNI_PATH.
@@ -38,7 +37,7 @@ func findIPAM(r *cniedge.Request, name string) (*ipam, error) {
 		for _, dir := range filepath.SplitList(r.Path) {
 			path := filepath.Join(dir, name)
 			if unix.Access(path, unix.X_OK) == nil {
-				return &ipam{name, path, r.Config}, nil
+				return &ipam{name, path, r}, nil
 			}
 		}
 	}
@@ -92,10 +91,9 @@ func (p *ipam) start(ctx context.Context, verb string) (out []byte, status sysca
 	}
 	defer answer.Close()
 
-	env := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "CNI_COMMAND=") })
 	pidfd := -1
 	pid, err := syscall.ForkExec(p.path, []string{p.path}, &syscall.ProcAttr{
-		Env:   append(env, "CNI_COMMAND="+verb),
+		Env:   p.request.Environ(verb),
 		Files: []uintptr{stdin.Fd(), stdout.Fd(), os.Stderr.Fd()},
 		Sys:   &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, PidFD: &pidfd},
 	})
@@ -113,7 +111,7 @@ func (p *ipam) start(ctx context.Context, verb string) (out []byte, status sysca
 	written := make(chan struct{})
 	go func() {
 		defer close(written)
-		config.Write(p.config) // fails if the plugin ends before it has read all, which it may
+		config.Write(p.request.Config) // fails if the plugin ends before it has read all, which it may
 		config.Close()
 	}()
 	out, err = io.ReadAll(answer)

@@ -25,7 +25,10 @@ Keys:
   blockInstanceMetadata  true: the task has no route to EC2's own metadata
   ipam    configuration of the plugin that gives addresses, whose name is its "type"; two
           keys of it are read here as well: connectedSubnetMaskSizeIPv4 and ...IPv6, the
-          length of a subnet that the task takes to be on the link`
+          length of a subnet that the task takes to be on the link
+
+Environment: ECS_CNI_LOG_FILE is where to log (standard error), ECS_CNI_LOGLEVEL from which
+level on (info).`
 
 func main() {
 	cniedge.Main(cniedge.Plugin{

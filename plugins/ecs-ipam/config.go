@@ -37,6 +37,8 @@ type place struct {
 	path string
 	wait time.Duration
 	id   string
+	// named are the addresses asked for, as far as they can be read.
+	named []netip.Addr
 }
 
 // A config is the whole of it, as ADD and STATUS need it.
@@ -114,6 +116,12 @@ func (k keys) place() (p place, err error) {
 	}
 	if p.path, err = k.text("db-path", "the path of the bindings file"); err != nil {
 		return p, err
+	}
+	for _, f := range []*family{ipv4, ipv6} {
+		text, _ := k.text(f.prefix+"address", "")
+		if addr, err := netip.ParsePrefix(text); err == nil {
+			p.named = append(p.named, addr.Addr())
+		}
 	}
 	if p.path == "" {
 		p.path = strings.TrimSpace(os.Getenv(envPath))

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"net/netip"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -138,7 +139,7 @@ func FuzzConfig(f *testing.F) {
 			return
 		}
 		place, err := parsePlace(conf)
-		if err != nil || place != c.place {
+		if err != nil || !reflect.DeepEqual(place, c.place) {
 			t.Fatalf("ADD keeps its bindings at %v, DEL looks at %v, %v", c.place, place, err)
 		}
 		if len(c.addresses) == 0 {

@@ -16,6 +16,7 @@ import (
 	current "github.com/containernetworking/cni/pkg/types/100"
 
 	"taskmeta/internal/bindingdb"
+	"taskmeta/internal/bootclock"
 	"taskmeta/internal/cniedge"
 	"taskmeta/internal/ecs"
 )
@@ -43,7 +44,8 @@ Keys of "ipam", all optional but "type":
 
 Environment: IPAM_DB_PATH stands for a missing db-path, IPAM_DB_CONNECTION_TIMEOUT is how
 long to wait for other plugins at work on the file (5s), TASK_ARN= in CNI_ARGS names the
-task.`
+task. ECS_CNI_LOG_FILE is where to log (standard error), ECS_CNI_LOGLEVEL from which level on
+(info).`
 
 func main() {
 	cniedge.Main(cniedge.Plugin{
@@ -66,7 +68,7 @@ func add(ctx context.Context, r *cniedge.Request) (*current.Result, error) {
 		return nil, err
 	}
 	defer s.Close()
-	b.Created = time.Now().UTC()
+	b.Created, b.Since = time.Now().UTC(), bootclock.Now()
 	if b, err = s.Acquire(b, conf.wants()...); err != nil {
 		return nil, err
 	}
@@ -123,7 +125,7 @@ func del(ctx context.Context, r *cniedge.Request) error {
 	if owner == "" {
 		owner = r.Container
 	}
-	return place.change(ctx, func(s *bindingdb.Store) error { return s.Release(r.Attachment, owner) })
+	return place.change(ctx, func(s *bindingdb.Store) error { return s.Release(r.Attachment, owner, place.named...) })
 }
 
 func check(ctx context.Context, r *cniedge.Request) error {
