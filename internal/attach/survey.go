@@ -17,12 +17,14 @@ import (
 
 	"taskmeta/internal/bootclock"
 	"taskmeta/internal/ecs"
+	"taskmeta/internal/guard"
 	"taskmeta/internal/link"
 )
 
 // Survey returns the bindings that the host's veths and the network namespaces bear out:
-// attachment, address, namespace and time. What a runtime said of the task is not in
-// them. Lost are the veths whose other end was not found.
+// attachment, addresses, namespace and time. What a runtime said of the task is not in
+// them. Where a port is guarded, its addresses are those that the guard lets out, since a
+// task may have given itself others. Lost are the veths whose addresses were not found.
 func Survey() (found []ecs.Binding, lost []link.Veth, err error) {
 	host, err := link.OpenHost()
 	if err != nil {
@@ -39,13 +41,38 @@ func Survey() (found []ecs.Binding, lost []link.Veth, err error) {
 	}
 	now, clock := time.Now().UTC(), bootclock.Now()
 	for _, v := range veths {
+		b := ecs.Binding{Attachment: v.Attachment, Created: now.Add(v.Since - clock), Since: v.Since}
 		if i := slices.IndexFunc(ends, func(e end) bool { return e.of(v) }); i >= 0 {
-			found = append(found, ecs.Binding{Attachment: v.Attachment, Addrs: ends[i].Addrs, Netns: ends[i].netns, Created: now.Add(v.Since - clock), Since: v.Since})
-		} else {
-			lost = append(lost, v)
+			b.Netns, b.Addrs = ends[i].netns, ends[i].Addrs
 		}
+		guarded, err := guard.Addrs(v.Name)
+		if err != nil {
+			return nil, nil, err
+		}
+		if len(guarded) > 0 {
+			b.Addrs = only(guarded, b.Addrs)
+		}
+		if len(b.Addrs) == 0 {
+			lost = append(lost, v)
+			continue
+		}
+		found = append(found, b)
 	}
 	return found, lost, nil
+}
+
+// only returns addrs, each with the length of its subnet where that is in has.
+func only(addrs []netip.Addr, has []netip.Prefix) []netip.Prefix {
+	prefixes := make([]netip.Prefix, len(addrs))
+	for i, addr := range addrs {
+		prefixes[i] = netip.PrefixFrom(addr, addr.BitLen())
+		for _, p := range has {
+			if p.Addr() == addr {
+				prefixes[i] = p
+			}
+		}
+	}
+	return prefixes
 }
 
 // An end is a task's end of a veth pair.
@@ -54,12 +81,8 @@ type end struct {
 	netns string
 }
 
-// of reports whether it is the other end of v. Indexes alone do not tell: they are
-// unique in one namespace only.
-func (e end) of(v link.Veth) bool {
-	return e.Other == v.Index && e.IfName == v.Attachment.IfName &&
-		slices.ContainsFunc(e.Addrs, func(p netip.Prefix) bool { return link.MAC(p.Addr()).String() == e.MAC.String() })
-}
+// of reports whether it is the other end of v. An index is unique in one namespace only.
+func (e end) of(v link.Veth) bool { return e.Other == v.Index && e.Netns == v.TaskNetns }
 
 // taskEnds finds the ends of veth pairs in all network namespaces but this one.
 func taskEnds() ([]end, error) {

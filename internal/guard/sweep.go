@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/google/nftables"
@@ -59,6 +60,22 @@ func installed(link string) ([]rule, error) {
 		rules = append(rules, r)
 	}
 	return rules, nil
+}
+
+// Addrs returns the addresses that the port named link may send from, none where it has
+// no chain.
+func Addrs(link string) ([]netip.Addr, error) {
+	rules, err := installed(link)
+	if err != nil {
+		return nil, err
+	}
+	var addrs []netip.Addr
+	for _, r := range rules {
+		if r.addr.IsValid() && !slices.Contains(addrs, r.addr) {
+			addrs = append(addrs, r.addr)
+		}
+	}
+	return addrs, nil
 }
 
 // Sweep removes what killed plugins left behind: chains of ports that no longer exist,

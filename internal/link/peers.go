@@ -6,6 +6,7 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -16,12 +17,23 @@ type Peer struct {
 	Addrs  []netip.Prefix
 	// Other is the index of the other end, in the namespace that it is in.
 	Other int
+	// Netns is the caller's namespace's ID for the one that the peer is in.
+	Netns int
 }
 
 // Peers returns those in the network namespace at path.
 func Peers(path string) ([]Peer, error) {
+	ns, err := netns.GetFromPath(path)
+	if err != nil {
+		return nil, fmt.Errorf("opening network namespace %s: %w", path, err)
+	}
+	defer ns.Close()
+	id, err := netlink.GetNetNsIdByFd(int(ns))
+	if err != nil {
+		return nil, fmt.Errorf("asking for the ID of network namespace %s: %w", path, err)
+	}
 	var peers []Peer
-	err := inspect(path, func(h *netlink.Handle) error {
+	err = inspectNS(ns, func(h *netlink.Handle) error {
 		links, err := consistent(h.LinkList)
 		if err != nil {
 			return fmt.Errorf("listing interfaces: %w", err)
@@ -31,7 +43,7 @@ func Peers(path string) ([]Peer, error) {
 			if l.Type() != "veth" || a.NetNsID < 0 {
 				continue
 			}
-			p := Peer{IfName: a.Name, MAC: a.HardwareAddr, Other: a.ParentIndex}
+			p := Peer{IfName: a.Name, MAC: a.HardwareAddr, Other: a.ParentIndex, Netns: id}
 			addrs, err := consistent(func() ([]netlink.Addr, error) { return h.AddrList(l, unix.AF_UNSPEC) })
 			if err != nil {
 				return fmt.Errorf("listing the addresses of %s: %w", a.Name, err)
@@ -45,5 +57,8 @@ func Peers(path string) ([]Peer, error) {
 		}
 		return nil
 	})
-	return peers, err
+	if err != nil {
+		return nil, fmt.Errorf("network namespace %s: %w", path, err)
+	}
+	return peers, nil
 }
