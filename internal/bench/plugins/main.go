@@ -27,10 +27,10 @@ import (
 func main() {
 	rounds := flag.Int("rounds", 200, "times that each contender is measured at each level")
 	dir := flag.String("dir", os.TempDir(), "where the state is kept")
-	levels := []int{0, 500, 1000}
+	ports := flag.Int("ports", 1000, "ports that the bridge has at the last level, at most 1000")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, *dir, *rounds, levels)
+	err := run(ctx, *dir, *rounds, *ports)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "plugins:", err)
@@ -48,16 +48,19 @@ var programs = []string{
 	"github.com/containernetworking/plugins/plugins/main/bridge",
 }
 
-// together is how many attachments the last table makes at once.
+// together is how many attachments are made at once.
 const together = 64
 
-func run(ctx context.Context, dir string, rounds int, levels []int) (err error) {
+// The levels at which all take turns are numbers of addresses taken.
+var levels = []int{0, 500, 1000}
+
+func run(ctx context.Context, dir string, rounds, ports int) (err error) {
 	dir, err = os.MkdirTemp(dir, "taskmeta-bench-")
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	b := &bench{dir: dir}
+	b := &bench{dir: dir, taken: make(map[string]int)}
 	build := exec.CommandContext(ctx, "go", append([]string{"build", "-trimpath", "-ldflags", "-s -w", "-o", b.bin() + "/"}, programs...)...)
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	build.Stderr = os.Stderr
@@ -79,18 +82,28 @@ func run(ctx context.Context, dir string, rounds int, levels []int) (err error) 
 
 	t := newTable()
 	for _, taken := range levels {
-		if err := b.alternate(ctx, t, taken, rounds); err != nil {
+		level := fmt.Sprintf("%d taken", taken)
+		prepare := func(c contender) error { return b.take(ctx, c, b.state(c, level), taken) }
+		if err := b.alternate(ctx, t, level, rounds, contenders, prepare); err != nil {
 			return err
 		}
 	}
 	if err := b.atOnce(ctx, t); err != nil {
 		return err
 	}
-	return t.print(os.Stdout)
+	if err := b.crowded(ctx, t, ports, rounds); err != nil {
+		return err
+	}
+	if err := t.print(os.Stdout); err != nil {
+		return err
+	}
+	fmt.Println()
+	return t.compare(os.Stdout, fmt.Sprintf("%d ports", ports))
 }
 
 type bench struct {
 	dir   string
+	taken map[string]int // addresses that are taken in the template of an IPAM plugin
 	host  *testnet.Namespace
 	tasks []*testnet.Namespace
 }
@@ -106,7 +119,7 @@ type contender struct {
 }
 
 const (
-	ecsIPAM   = `"ipam": {"type": "ecs-ipam", "db-path": "%"}`
+	ecsIPAM   = `"ipam": {"type": "ecs-ipam", "db-path": "%/bindings.db"}`
 	hostLocal = `"ipam": {"type": "host-local", "dataDir": "%", "ranges": [[{"subnet": "10.200.0.0/22"}]]}`
 )
 
@@ -139,32 +152,63 @@ func (b *bench) command(ctx context.Context, c contender, state, verb, container
 	return cmd
 }
 
+// crowded measures those that make interfaces with that many ports on the bridge, which
+// they have made themselves: all in one namespace, which takes them away at the end.
+func (b *bench) crowded(ctx context.Context, t *table, ports, rounds int) (err error) {
+	crowd, err := testnet.New()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, crowd.Close()) }()
+	level := fmt.Sprintf("%d ports", ports)
+	var those []contender
+	for _, c := range contenders {
+		if c.link {
+			those = append(those, c)
+		}
+	}
+	return b.alternate(ctx, t, level, rounds, those, func(c contender) error {
+		for i := range ports {
+			cmd := b.command(ctx, c, b.state(c, level), "ADD", fmt.Sprintf("port-%d", i), crowd)
+			// A name for each of the namespace's interfaces, of whichever contender.
+			cmd.Env = append(cmd.Env, fmt.Sprintf("CNI_IFNAME=%.4s%d", strings.NewReplacer("ecs-bridge", "strict", " ", "").Replace(c.name), i))
+			if out, err := b.output(cmd); err != nil {
+				return fmt.Errorf("port %d of %s: %w\n%s", i, c.name, err, out)
+			}
+		}
+		return nil
+	})
+}
+
+func (b *bench) output(cmd *exec.Cmd) ([]byte, error) {
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := b.host.Run(cmd)
+	return out.Bytes(), err
+}
+
 // timed runs a contender once.
 func (b *bench) timed(ctx context.Context, c contender, state, verb, container string, task *testnet.Namespace) (time.Duration, error) {
 	cmd := b.command(ctx, c, state, verb, container, task)
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
 	start := time.Now()
-	if err := b.host.Run(cmd); err != nil {
-		return 0, fmt.Errorf("%s of %s by %s: %w\n%s", verb, container, strings.TrimSpace(c.name), err, out.Bytes())
+	if out, err := b.output(cmd); err != nil {
+		return 0, fmt.Errorf("%s of %s by %s: %w\n%s", verb, container, strings.TrimSpace(c.name), err, out)
 	}
 	return time.Since(start), nil
 }
 
-// alternate lets every contender do an ADD and a DEL in each round, with that many
-// addresses taken.
-func (b *bench) alternate(ctx context.Context, t *table, taken, rounds int) error {
-	level := fmt.Sprint(taken)
+// alternate lets each of those do an ADD and a DEL in each round, once all are prepared.
+func (b *bench) alternate(ctx context.Context, t *table, level string, rounds int, those []contender, prepare func(contender) error) error {
 	if err := os.MkdirAll(filepath.Join(b.dir, level), 0o755); err != nil {
 		return err
 	}
-	for _, c := range contenders {
-		if err := b.take(ctx, c, b.state(c, level), taken); err != nil {
+	for _, c := range those {
+		if err := prepare(c); err != nil {
 			return err
 		}
 	}
 	for round := range rounds {
-		for _, c := range contenders {
+		for _, c := range those {
 			for _, verb := range []string{"ADD", "DEL"} {
 				took, err := b.timed(ctx, c, b.state(c, level), verb, fmt.Sprintf("round-%d", round), b.tasks[0])
 				if err != nil {
@@ -177,8 +221,9 @@ func (b *bench) alternate(ctx context.Context, t *table, taken, rounds int) erro
 	return nil
 }
 
-// take gives addresses out by the contender's IPAM plugin, to containers that need not
-// exist for it.
+// take makes a contender's state one in which that many addresses are taken, by containers
+// that need not exist for its IPAM plugin. That plugin takes each of them once, in a
+// template, for all contenders and levels.
 func (b *bench) take(ctx context.Context, c contender, state string, n int) error {
 	switch {
 	case c.floor:
@@ -188,12 +233,16 @@ func (b *bench) take(ctx context.Context, c contender, state string, n int) erro
 	default:
 		c.program = "host-local"
 	}
-	for i := range n {
-		if _, err := b.timed(ctx, c, state, "ADD", fmt.Sprintf("taken-%d", i), b.tasks[0]); err != nil {
+	template := filepath.Join(b.dir, "template", c.program)
+	if err := os.MkdirAll(template, 0o755); err != nil {
+		return err
+	}
+	for ; b.taken[c.program] < n; b.taken[c.program]++ {
+		if _, err := b.timed(ctx, c, template, "ADD", fmt.Sprintf("taken-%d", b.taken[c.program]), b.tasks[0]); err != nil {
 			return err
 		}
 	}
-	return nil
+	return os.CopyFS(state, os.DirFS(template))
 }
 
 // atOnce starts many ADDs together, then their DELs, and measures until the last is done.
@@ -253,9 +302,6 @@ func (t *table) print(f *os.File) error {
 	w := tabwriter.NewWriter(f, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprint(w, "ms, p50 / p99\t\t")
 	for _, level := range t.levels {
-		if !strings.HasSuffix(level, "once") {
-			level += " taken"
-		}
 		fmt.Fprintf(w, "%s\t", level)
 	}
 	fmt.Fprintln(w)
@@ -271,11 +317,54 @@ func (t *table) print(f *os.File) error {
 			fmt.Fprintf(w, "%s\t%s\t", c.name, label)
 			for _, level := range t.levels {
 				took := t.cells[cell{c, verb, level}]
+				if len(took) == 0 {
+					fmt.Fprint(w, "\t")
+					continue
+				}
 				fmt.Fprintf(w, "%.2f / %.2f\t", ms(quantile(took, 0.5)), ms(quantile(took, 0.99)))
 			}
 			fmt.Fprintln(w)
 		}
 	}
+	return w.Flush()
+}
+
+// p50 is the median of a contender that is known by its name.
+func (t *table) p50(name, verb, level string) time.Duration {
+	for c, took := range t.cells {
+		if strings.TrimSpace(c.contender.name) == name && c.verb == verb && c.level == level {
+			return quantile(took, 0.5)
+		}
+	}
+	return 0
+}
+
+// compare prints how the medians stand to each other, beside what is aimed at.
+func (t *table) compare(f *os.File, crowded string) error {
+	const (
+		ipam, hostLocal          = "ecs-ipam", "host-local"
+		guarded, plain, upstream = "ecs-bridge + ecs-ipam", "guard off", "bridge + host-local"
+		none, half, most, all    = "0 taken", "500 taken", "1000 taken", "64 at once"
+	)
+	type side struct{ name, verb, level string }
+	w := tabwriter.NewWriter(f, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(w, "ratio of medians\tis\taim\t")
+	ratio := func(a, b side, aim float64) {
+		fmt.Fprintf(w, "%s %s, %s : %s %s, %s\t%.2f\t%.2f\t\n", a.name, a.verb, a.level, b.name, b.verb, b.level,
+			ms(t.p50(a.name, a.verb, a.level))/ms(t.p50(b.name, b.verb, b.level)), aim)
+	}
+	ratio(side{ipam, "ADD", most}, side{ipam, "ADD", none}, 1.2)
+	ratio(side{ipam, "ADD", most}, side{hostLocal, "ADD", most}, 0.25)
+	ratio(side{ipam, "ADD", none}, side{hostLocal, "ADD", none}, 0.95)
+	for _, level := range []string{none, half, most, crowded} {
+		ratio(side{plain, "ADD", level}, side{upstream, "ADD", level}, 0.5)
+		ratio(side{guarded, "ADD", level}, side{upstream, "ADD", level}, 0.6)
+		ratio(side{guarded, "DEL", level}, side{upstream, "DEL", level}, 1)
+	}
+	ratio(side{ipam, "ADD", all}, side{hostLocal, "ADD", all}, 1)
+	ratio(side{guarded, "ADD", all}, side{upstream, "ADD", all}, 1)
+	added := t.p50(guarded, "ADD", crowded) - t.p50(plain, "ADD", crowded)
+	fmt.Fprintf(w, "ms that the guard adds to an ADD, %s\t%.2f\t3.00\t\n", crowded, ms(added))
 	return w.Flush()
 }
 
