@@ -75,11 +75,12 @@ func readAWS(tx *bbolt.Tx, path string) (awsFile, error) {
 // awsAttachment is the key of the addresses that AWS's plugin recorded for an ID.
 func awsAttachment(id string) ecs.Attachment { return ecs.Attachment{Container: id} }
 
-// freeAWS frees one address, if AWS's plugin recorded it: that plugin takes an address
-// without an ID, which has then to be freed by itself. It reports whether it did.
+// freeAWS frees an address that AWS's plugin recorded without an ID: there is nothing else
+// to free it by. One with an ID is its owner's, whoever names it: a runtime may well DEL
+// what it has failed to ADD. It reports whether it did.
 func (v view) freeAWS(addr netip.Addr) (bool, error) {
 	b, err := v.binding(addr)
-	if errors.Is(err, ecs.ErrNoBinding) || err == nil && b.Network != "" {
+	if errors.Is(err, ecs.ErrNoBinding) || err == nil && (b.Network != "" || b.ID != "") {
 		return false, nil
 	}
 	if err == nil {

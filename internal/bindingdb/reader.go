@@ -151,6 +151,9 @@ func (r *Reader) read() (*Snapshot, error) {
 		return nil, fmt.Errorf("locking the bindings file: %w", err)
 	}
 	defer l.Close()
+	if readMark(l).outlived(r.path, r.opts.BootID) {
+		return &Snapshot{}, nil // until the first writer of this boot comes
+	}
 
 	old := r.current.Load()
 	if old == nil {

@@ -45,7 +45,14 @@ func Restore(ctx context.Context, path string, bindings []ecs.Binding, opts Opti
 		os.Remove(temp)
 		return "", fmt.Errorf("keeping the damaged file: %w", err)
 	}
-	return kept, os.Rename(temp, path)
+	if err := errors.Join(os.Rename(temp, path), syncDir(path)); err != nil {
+		return kept, err
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return kept, err
+	}
+	return kept, mark{opts.BootID, inode(info)}.write(l)
 }
 
 // write makes a bindings file.

@@ -3,7 +3,8 @@
 //
 // Every operation is one transaction. Beside the file stands a lock, in whose queue all
 // wait their turn. Whatever the file is found to be, it is changed only by a transaction
-// that succeeds: a damaged file and one of a later version are left as they are.
+// that succeeds: a damaged file and one of a later version are left as they are. A file of
+// an earlier boot is replaced, damaged or not, since none of its bindings holds any more.
 package bindingdb
 
 import (
@@ -91,14 +92,52 @@ func Open(ctx context.Context, path string, opts Options) (_ *Store, err error) 
 			s.abandon()
 		}
 	}()
-	err = s.openFile(path, opts.Wait)
+	if err := s.openOrCreate(opts); err != nil {
+		return nil, err
+	}
+	if err := s.settle(opts.BootID); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Store) openOrCreate(opts Options) error {
+	err := s.openFile(s.path, opts.Wait)
 	if errors.Is(err, fs.ErrNotExist) && opts.Create {
-		return s, s.create(opts)
+		return s.create(opts)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("opening the bindings file: %w", err)
+		err = fmt.Errorf("opening the bindings file: %w", err)
+	} else {
+		err = s.adopt(opts)
 	}
-	return s, s.adopt(opts.BootID)
+	if errors.Is(err, ecs.ErrDamaged) && readMark(s.lock).outlived(s.path, opts.BootID) {
+		slog.Info("dropped the bindings of an earlier boot", "path", s.path, "damage", err)
+		return s.replace(opts)
+	}
+	return err
+}
+
+// settle makes sure that the file is known to be this boot's, after which its commits need
+// not reach the disk.
+func (s *Store) settle(boot string) error {
+	info, err := s.file.Stat()
+	if err != nil {
+		return err
+	}
+	if now := (mark{boot, inode(info)}); readMark(s.lock) != now {
+		if err := now.write(s.lock); err != nil {
+			return err
+		}
+	}
+	s.db.NoSync, s.db.NoGrowSync = true, true
+	return nil
+}
+
+// replace puts an empty file in the place of the one that is open, or could not be.
+func (s *Store) replace(opts Options) error {
+	s.abandonFile()
+	return s.create(opts)
 }
 
 // openFile opens a file that exists.
@@ -155,6 +194,9 @@ func (s *Store) create(opts Options) error {
 	if err == nil {
 		err = os.Rename(temp, s.path)
 	}
+	if err == nil {
+		err = syncDir(s.path)
+	}
 	if err != nil {
 		os.Remove(temp)
 		return fmt.Errorf("making the bindings file: %w", err)
@@ -163,7 +205,8 @@ func (s *Store) create(opts Options) error {
 }
 
 // adopt makes the file one of our schema and of this boot.
-func (s *Store) adopt(boot string) error {
+func (s *Store) adopt(opts Options) error {
+	boot := opts.BootID
 	var fromBoot string
 	err := s.view(func(v view) error {
 		fromBoot = string(v.meta.Get(keyBoot))
@@ -191,11 +234,15 @@ func (s *Store) adopt(boot string) error {
 		return damaged(s.path, "a meta page is not valid")
 	case fromBoot != boot:
 		var dropped int
-		if err := s.transact(func(tx *bbolt.Tx) error {
-			dropped = tx.Bucket(bucketAttachments).Stats().KeyN
-			_, err := format(tx, s.path, boot)
-			return err
+		if err := s.view(func(v view) error {
+			dropped = v.attachments.Stats().KeyN
+			return nil
 		}); err != nil {
+			return err
+		}
+		// Nothing of the old one's pages is built upon: a loss of power may have left them
+		// such that this goes well and a later commit does not.
+		if err := s.replace(opts); err != nil {
 			return fmt.Errorf("dropping the bindings of an earlier boot: %w", err)
 		}
 		slog.Info("dropped the bindings of an earlier boot", "path", s.path, "bindings", dropped, "boot", fromBoot)
@@ -211,11 +258,16 @@ func (s *Store) Close() error {
 // abandon gives both locks back after a failure, when bbolt may not be able to close. Its
 // mapping is left behind, and would keep the file's lock.
 func (s *Store) abandon() {
+	s.abandonFile()
+	s.lock.Close()
+}
+
+func (s *Store) abandonFile() {
 	if s.file != nil {
 		flock(s.file, unix.LOCK_UN)
 		s.file.Close()
 	}
-	s.lock.Close()
+	s.file, s.db = nil, nil
 }
 
 func (s *Store) view(fn func(view) error) error {
@@ -287,8 +339,9 @@ func (s *Store) Acquire(b ecs.Binding, wants ...Want) (ecs.Binding, error) {
 	return b, err
 }
 
-// Release frees what the attachment holds, and what AWS's plugin recorded for owner or at
-// one of the addresses named. It is no error if there is nothing to free.
+// Release frees what the attachment holds, what AWS's plugin recorded for owner, and those
+// of the addresses named that it recorded for nobody. It is no error if there is nothing
+// to free.
 func (s *Store) Release(a ecs.Attachment, owner string, named ...netip.Addr) error {
 	return s.update(func(v view) error {
 		result := errNothing

@@ -23,6 +23,7 @@ import (
 
 	"taskmeta/internal/bootclock"
 	"taskmeta/internal/ecs"
+	"taskmeta/internal/testnet"
 )
 
 const thisBoot = "11111111-1111-1111-1111-111111111111"
@@ -595,8 +596,8 @@ func TestTakeOverOfAnAWSFile(t *testing.T) {
 	mustAcquire(t, path, attachment(9), named)
 }
 
-// That plugin takes an address without an ID, and frees it by itself. Those of ours are
-// their attachments'.
+// That plugin takes an address without an ID, which is freed by itself. One with an ID is
+// its owner's, and those of ours are their attachments'.
 func TestReleaseByAddressOfWhatAWSRecorded(t *testing.T) {
 	t.Parallel()
 	path := newPath(t)
@@ -619,7 +620,7 @@ func TestReleaseByAddressOfWhatAWSRecorded(t *testing.T) {
 			left[p.Addr().String()] = true
 		}
 	}
-	if want := map[string]bool{"169.254.172.3": true, b.Addrs[0].Addr().String(): true}; !maps.Equal(left, want) {
+	if want := map[string]bool{"169.254.172.3": true, "169.254.172.4": true, b.Addrs[0].Addr().String(): true}; !maps.Equal(left, want) {
 		t.Errorf("left: %v, want %v", left, want)
 	}
 }
@@ -666,70 +667,126 @@ func TestGatewaysOfAnAWSFile(t *testing.T) {
 	}
 }
 
-// When power fails, any of the pages that a commit writes may have reached the disk, but
-// the meta page only after all of them; and that may be cut. The file opens: with what was
-// there before or after, or, since another boot begins, with nothing.
+// Commits do not wait for the disk, so that any of the pages that they wrote may have
+// reached it when power fails, and parts of some. The file opens all the same: what is lost
+// are bindings of an earlier boot.
 func TestLossOfPower(t *testing.T) {
 	t.Parallel()
+	const next = "22222222-2222-2222-2222-222222222222"
 	want := Want{Pool: mustPool(t, "169.254.172.0/22")}
-	path := newPath(t)
-	for i := range 100 {
-		mustAcquire(t, path, attachment(i), want)
-	}
-	read := func() []byte {
-		contents, err := os.ReadFile(path)
+	size := os.Getpagesize()
+	for round := range testnet.Soak(40, 1000) {
+		path := newPath(t)
+		fillPool(t, path, 50)
+		lock, err := os.ReadFile(lockPath(path))
 		if err != nil {
 			t.Fatal(err)
 		}
-		return contents
-	}
-	before := read()
-	mustAcquire(t, path, attachment(100), want)
-	after := read()
-	if len(after) != len(before) {
-		t.Fatalf("the file grew from %d to %d bytes: expected a commit that does not make it grow", len(before), len(after))
-	}
-	size := os.Getpagesize()
-	var metas, others []int
-	for page := range len(after) / size {
-		if from := page * size; string(before[from:from+size]) != string(after[from:from+size]) {
-			if page < 2 {
-				metas = append(metas, from)
-			} else {
-				others = append(others, from)
+		read := func() []byte {
+			contents, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
 			}
+			return contents
 		}
-	}
-	if len(metas) != 1 || len(others) < 2 {
-		t.Fatalf("a commit wrote %d metas and %d other pages", len(metas), len(others))
-	}
-	const next = "22222222-2222-2222-2222-222222222222"
-	for round := range 40 {
-		disk := slices.Clone(before)
-		whole := round%2 == 1
-		for _, from := range others {
-			if whole || rand.IntN(2) == 0 {
-				copy(disk[from:from+size], after[from:])
+		before := read()
+		if err := with(t, path, func(s *Store) (err error) {
+			for i := range 1 + rand.IntN(60) {
+				_, acquireErr := s.Acquire(ecs.Binding{Attachment: attachment(1000 + i)}, want)
+				err = errors.Join(err, acquireErr, s.Release(attachment(i), ""))
 			}
-		}
-		if whole { // and a part of the meta page
-			copy(disk[metas[0]:metas[0]+rand.IntN(pageHeader+metaSize)], after[metas[0]:])
-		}
-		if err := os.WriteFile(path, disk, 0o600); err != nil {
+			return err
+		}); err != nil {
 			t.Fatal(err)
 		}
+		after := read()
+		disk := make([]byte, len(after)) // of a file that has grown the rest is zeroes
+		copy(disk, before)
+		for from := 0; from < len(after); from += size {
+			switch rand.IntN(3) {
+			case 0:
+				copy(disk[from:from+size], after[from:])
+			case 1:
+				copy(disk[from:from+rand.IntN(size)], after[from:])
+			}
+		}
+		if rand.IntN(4) == 0 { // the new length may be lost as well
+			disk = disk[:len(before)]
+		}
+		if err := errors.Join(os.WriteFile(path, disk, 0o600), os.WriteFile(lockPath(path), lock, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		r, err := NewReader(path, Options{BootID: next})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s, err := r.Snapshot(); err != nil || len(s.All()) != 0 {
+			t.Fatalf("round %d: a reader before the first writer: %v", round, err)
+		}
+		var b ecs.Binding
 		s, err := Open(t.Context(), path, Options{BootID: next})
+		if err == nil {
+			b, err = s.Acquire(ecs.Binding{Attachment: attachment(7)}, want)
+			err = errors.Join(err, s.Close())
+		}
 		if err != nil {
 			t.Fatalf("round %d: %v", round, err)
 		}
-		b, err := s.Acquire(ecs.Binding{Attachment: attachment(7)}, want)
-		if err = errors.Join(err, s.Close()); err != nil {
-			t.Fatalf("round %d: an ADD after it: %v", round, err)
-		}
 		checkPages(t, path)
-		if b.BootID != next {
-			t.Fatalf("round %d: boot %q", round, b.BootID)
+		if got := mustBinding(t, r, b.Addrs[0].Addr()); got.BootID != next {
+			t.Fatalf("round %d: boot %q", round, got.BootID)
 		}
+	}
+}
+
+// A damaged file that is not the one which the mark tells of may be anybody's, and of now.
+func TestDamageOfAnUnknownFile(t *testing.T) {
+	t.Parallel()
+	path := newPath(t)
+	fillPool(t, path, 3)
+	const next = "22222222-2222-2222-2222-222222222222"
+	contents, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clear(contents[os.Getpagesize()*2:])
+	other := path + ".other"
+	if err := errors.Join(os.WriteFile(other, contents, 0o600), os.Rename(other, path)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(t.Context(), path, Options{BootID: next}); !errors.Is(err, ecs.ErrDamaged) {
+		t.Errorf("a writer of the next boot: %v", err)
+	}
+	if after, err := os.ReadFile(path); err != nil || string(after) != string(contents) {
+		t.Errorf("the file was changed (%v)", err)
+	}
+	os.Remove(path) // or it would be checked
+}
+
+// Without its mark, as after somebody has removed the lock, a file is what it says itself.
+func TestLostMark(t *testing.T) {
+	t.Parallel()
+	path := newPath(t)
+	fillPool(t, path, 3)
+	for _, text := range []string{"", "nonsense\n", thisBoot, "\n", thisBoot + " x\n"} {
+		if err := os.WriteFile(lockPath(path), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if s, err := newReader(t, path).Snapshot(); err != nil || len(s.All()) != 3 {
+			t.Errorf("mark %q: a reader: %v", text, err)
+		}
+		if err := with(t, path, func(s *Store) error { _, err := s.Lookup(attachment(1)); return err }); err != nil {
+			t.Errorf("mark %q: %v", text, err)
+		}
+		lock, err := os.Open(lockPath(path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Stat(path)
+		if got := readMark(lock); err != nil || got != (mark{thisBoot, inode(info)}) {
+			t.Errorf("mark %q became %+v", text, got)
+		}
+		lock.Close()
 	}
 }
 

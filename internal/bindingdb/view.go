@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 
 	"go.etcd.io/bbolt"
@@ -47,6 +48,9 @@ func open(tx *bbolt.Tx, path string) (view, error) {
 		return view{}, errForeign
 	}
 	if got := string(m.Get(keySchema)); got != schema {
+		if _, err := strconv.Atoi(got); err != nil {
+			return view{}, damaged(path, fmt.Sprintf("its schema is %q", got))
+		}
 		return view{}, fmt.Errorf("%w: %s has schema %q, this program knows %q; use the version that wrote it", ecs.ErrNewerSchema, path, got, schema)
 	}
 	v := view{path, tx.Bucket(bucketBindings), tx.Bucket(bucketAttachments), m}

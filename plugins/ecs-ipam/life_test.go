@@ -187,7 +187,12 @@ func TestFileOfAWSsPlugin(t *testing.T) {
 		}
 	}
 	h.refused(t, "ADD", "c9", conf(`, "ipv4-address": "169.254.172.4/22"`), cniedge.CodeAddrTaken, `169.254.172.4 is held by "pause2", as recorded by the AWS plugin`)
-	for _, more := range []string{`, "id": "pause1"`, `, "ipv4-address": "169.254.172.3/22"`} {
+	h.refused(t, "ADD", "c9", conf(`, "id": "x", "ipv4-address": "169.254.172.3/22"`), cniedge.CodeAddrTaken, "169.254.172.3 is held by")
+	for _, more := range []string{
+		`, "id": "pause1"`, `, "ipv4-address": "169.254.172.3/22"`,
+		// A runtime cleans up after the ADDs above, which failed.
+		`, "ipv4-address": "169.254.172.4/22"`, `, "id": "x", "ipv4-address": "169.254.172.4/22"`,
+	} {
 		if _, err := h.call("DEL", "whoever", conf(more)); err != nil {
 			t.Fatal(err)
 		}

@@ -121,11 +121,11 @@ func del(ctx context.Context, r *cniedge.Request) error {
 	if err != nil {
 		return err
 	}
-	owner := place.id
-	if owner == "" {
-		owner = r.Container
+	owner, named := r.Container, place.named
+	if place.id != "" {
+		owner, named = place.id, nil
 	}
-	return place.change(ctx, func(s *bindingdb.Store) error { return s.Release(r.Attachment, owner, place.named...) })
+	return place.change(ctx, func(s *bindingdb.Store) error { return s.Release(r.Attachment, owner, named...) })
 }
 
 func check(ctx context.Context, r *cniedge.Request) error {
