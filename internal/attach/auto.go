@@ -59,6 +59,7 @@ func (l *line) follow(ctx context.Context) error {
 		filters.Arg("type", string(events.ContainerEventType)),
 		filters.Arg("event", string(events.ActionStart)),
 		filters.Arg("event", string(events.ActionDie)),
+		filters.Arg("event", "died"), // Podman's word for it, whose API is else Docker's
 	)})
 	if err := l.alignAll(ctx); err != nil {
 		return err
