@@ -65,7 +65,24 @@ func TestHelpNamesEveryFlagAndCommand(t *testing.T) {
 	}
 }
 
-// The help has room for a line on a flag; the README says all of it.
+// The help has room for a line on a flag; the manual and the README say all of it.
+func TestManualHasEveryFlag(t *testing.T) {
+	t.Parallel()
+	serveCommand().Flags().VisitAll(func(f *pflag.Flag) {
+		if manual[f.Name] == "" {
+			t.Errorf("the manual page of serve has nothing on --%s", f.Name)
+		}
+	})
+	dir := t.TempDir()
+	if code, _, stderr := runs(t, "man", dir); code != 0 {
+		t.Fatal(stderr)
+	}
+	page, err := os.ReadFile(filepath.Join(dir, "ecs-resolver-serve.8"))
+	if err != nil || !strings.Contains(string(page), "a socket that only root opens") {
+		t.Errorf("the manual page of serve is short (%v)", err)
+	}
+}
+
 func TestReadmeHasEveryFlag(t *testing.T) {
 	t.Parallel()
 	readme, err := os.ReadFile("../README.md")
