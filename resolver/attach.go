@@ -136,7 +136,7 @@ The container may have ended; one that is removed is named by its full ID.`,
 				case err != nil:
 					return err
 				case freed == nil:
-					fmt.Fprintf(cmd.OutOrStdout(), "nothing to do: %s is not attached\n", args[0])
+					fmt.Fprintf(cmd.OutOrStdout(), "nothing to do: %s is not attached; `ecs-resolver bindings` lists what is\n", args[0])
 				default:
 					fmt.Fprintf(cmd.OutOrStdout(), "%s is detached, %s is free\n", args[0], addrs(freed))
 				}
