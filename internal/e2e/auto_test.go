@@ -143,6 +143,7 @@ func (h *host) holders(t *testing.T) map[string]string {
 }
 
 func TestAutoAttach(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	s := h.startService(t)
 
@@ -204,6 +205,7 @@ func TestAutoAttach(t *testing.T) {
 // What happened while the resolver was away is made good at its start, whether it had
 // ended or was killed.
 func TestAutoAttachAfterARestart(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	s := h.startService(t)
 	h.label(t, "stays", "--network", "none")
@@ -262,6 +264,7 @@ func (h *host) id(t *testing.T, name string) string {
 
 // What cannot be attached is tried again, and what has ended before it could be is no error.
 func TestAutoAttachTriesAgain(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	plugins := t.TempDir()
 	script := "#!/bin/sh\nif [ -e " + plugins + "/broken ] && [ \"$CNI_COMMAND\" = ADD ]; then\n" +
@@ -304,6 +307,7 @@ func TestAutoAttachTriesAgain(t *testing.T) {
 // One container is attached by hand and by its label at once, and others beside it: all
 // end well, and each has one address.
 func TestAutoAttachAndByHandAtOnce(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	h.startService(t)
 	const rounds = 4
@@ -344,6 +348,7 @@ func TestAutoAttachAndByHandAtOnce(t *testing.T) {
 
 // Each line of status says that its part is in place, or what is not and what to do.
 func TestStatus(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	out, err := h.command("status")
 	for _, part := range []string{"bridge", "address", "guard", "listener", "resolver"} {

@@ -168,6 +168,7 @@ func TestPackageOnAMachine(t *testing.T) {
 	m.startDocker(t)
 	m.must(t, "docker", "run", "--detach", "--name", "web", "--label", "com.amazonaws.ecs.task-arn="+arn, "busybox", "sleep", "1000")
 	m.awaitTask(t)
+	m.must(t, "ecs-resolver", "status") // everything is in place, by its defaults
 	m.must(t, "systemctl", "restart", "ecs-resolver")
 	m.awaitTask(t)
 
