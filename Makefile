@@ -45,6 +45,7 @@ fuzz: ## Run every fuzz target for a minute.
 bench: prerequisites build ## Print each figure beside its peer, measured in one run.
 	go run ./internal/bench/plugins
 	go run ./internal/bench/attach
+	go run ./internal/bench/resolver
 
 prerequisites:
 	@.ci/prerequisites
