@@ -1,9 +1,9 @@
 // Resolver measures ecs-resolver beside the least that an HTTP service in Go takes: a bare
 // handler of net/http that writes the same bytes. Each contender has a host of its own, made
 // alike, and is asked from inside a task's network namespace over the bridge. The contenders
-// take turns in short rounds, so that what disturbs one disturbs all; what is printed are
-// medians of the rounds. The processor time that an answer takes of the service is beside
-// them, since that is the same on a machine that has other work.
+// take turns in short rounds, so that what disturbs one disturbs all, and of each figure the
+// best tenth of the rounds is printed. Beside them is the processor time that the service
+// takes for an answer, which is much the same on a machine that has other work.
 package main
 
 import (
@@ -41,8 +41,8 @@ func start(args []string) error {
 	}
 	f := flag.NewFlagSet("resolver", flag.ExitOnError)
 	r := &run{}
-	f.IntVar(&r.rounds, "rounds", 20, "`times` that each contender is measured in each way")
-	f.DurationVar(&r.each, "each", 200*time.Millisecond, "`time` that each of them takes")
+	f.IntVar(&r.rounds, "rounds", 30, "`times` that each contender is measured in each way")
+	f.DurationVar(&r.each, "each", 100*time.Millisecond, "`time` that each of them takes")
 	only := f.String("only", "", "one of the `parts`: load, neighbours, memory, start, stats (default all)")
 	dir := f.String("dir", os.TempDir(), "the `folder` for what is needed meanwhile")
 	if err := f.Parse(args); err != nil {
