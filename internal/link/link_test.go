@@ -14,6 +14,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"taskmeta/internal/bootclock"
 	"taskmeta/internal/ecs"
 	"taskmeta/internal/testnet"
 )
@@ -380,7 +381,7 @@ func TestAwaitUpWaitsForTheCarrier(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		v, err := h.MakeVeth(task, attachment, b, 1500, time.Now())
+		v, err := h.MakeVeth(task, attachment, b, 1500, bootclock.Now())
 		if err != nil {
 			return err
 		}
