@@ -49,6 +49,8 @@ type Attacher struct {
 	cni      *libcni.CNIConfig
 	docker   *client.Client
 	bindings *bindingdb.Reader
+
+	alignEvery time.Duration
 }
 
 // New reads the network's configuration. The daemon and the bindings file need not be
@@ -77,6 +79,8 @@ func New(c Config) (*Attacher, error) {
 		cni:      libcni.NewCNIConfigWithCacheDir(c.PluginPath, cache, nil),
 		docker:   docker,
 		bindings: bindings,
+
+		alignEvery: alignEvery,
 	}, nil
 }
 

@@ -18,11 +18,14 @@ const (
 	atOnce = 8
 	// retryAfter is the pause after a failure.
 	retryAfter = 5 * time.Second
+	// alignEvery is how often all containers are looked at, though no event told of them: a
+	// daemon drops events that it cannot send, and interfaces may be removed by hand.
+	alignEvery = 5 * time.Minute
 )
 
 // Run attaches every container that starts with the label of a task and owns its network
-// namespace, and detaches every one that ends, until ctx does. At first, and whenever the
-// daemon comes back, it brings attachments and containers into line.
+// namespace, and detaches every one that ends, until ctx does. At first, whenever the
+// daemon comes back, and every few minutes it brings attachments and containers into line.
 func (a *Attacher) Run(ctx context.Context) error {
 	l := &line{attacher: a, slots: make(chan struct{}, atOnce), touched: make(map[string]bool), told: make(map[string]bool)}
 	defer l.workers.Wait()
@@ -51,11 +54,12 @@ type line struct {
 	told    map[string]bool // containers whose host network has been logged
 }
 
-// follow listens to the daemon until it goes away.
+// follow listens to the daemon until it goes away. What it remembers is sent once more, or
+// an event between its answer and its subscription would be missed.
 func (l *line) follow(ctx context.Context) error {
 	stream, cancel := context.WithCancel(ctx)
 	defer cancel()
-	messages, failed := l.attacher.docker.Events(stream, events.ListOptions{Filters: filters.NewArgs(
+	messages, failed := l.attacher.docker.Events(stream, events.ListOptions{Since: "0", Filters: filters.NewArgs(
 		filters.Arg("type", string(events.ContainerEventType)),
 		filters.Arg("event", string(events.ActionStart)),
 		filters.Arg("event", string(events.ActionDie)),
@@ -64,8 +68,14 @@ func (l *line) follow(ctx context.Context) error {
 	if err := l.alignAll(ctx); err != nil {
 		return err
 	}
+	tick := time.NewTicker(l.attacher.alignEvery)
+	defer tick.Stop()
 	for {
 		select {
+		case <-tick.C:
+			if err := l.alignAll(ctx); err != nil {
+				return err
+			}
 		case m := <-messages:
 			l.touch(ctx, m.Actor.ID)
 		case err := <-failed:
