@@ -197,7 +197,7 @@ func serve(ctx context.Context, s settings) error {
 	}
 	serving(servers[0], sockets.admin)
 	for _, l := range sockets.api {
-		serving(servers[1], l)
+		serving(servers[1], metadata.Listener(l))
 	}
 	g.Go(func() error {
 		defer answered()

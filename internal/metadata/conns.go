@@ -60,7 +60,7 @@ func (cs *conns) all() map[netip.Addr]map[net.Conn]*conn {
 // reset ends a connection. What is queued for it is dropped, not sent: the address may have
 // another owner by the time it would arrive.
 func reset(raw net.Conn) {
-	if tcp, ok := raw.(*net.TCPConn); ok {
+	if tcp, ok := raw.(interface{ SetLinger(int) error }); ok {
 		_ = tcp.SetLinger(0) // fails only on a connection that has ended
 	}
 	_ = raw.Close()
@@ -84,6 +84,7 @@ type conn struct {
 	// binding is the one that the first request met, once the witness has confirmed it.
 	binding atomic.Pointer[ecs.Binding]
 	tenant  *tenant
+	wire    *wire // nil if the listener is not Listener's
 }
 
 type connKey struct{}

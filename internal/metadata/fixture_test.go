@@ -157,7 +157,7 @@ func serve(tb testing.TB, server *http.Server) (addr string) {
 		tb.Fatal(err)
 	}
 	done := make(chan error, 1)
-	go func() { done <- server.Serve(l) }()
+	go func() { done <- server.Serve(Listener(l)) }()
 	tb.Cleanup(func() {
 		if err := server.Close(); err != nil {
 			tb.Error(err)

@@ -48,6 +48,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(status)
 	}
 	if r.Method != http.MethodHead {
+		c.wire.expect(len(p.body))
 		_, _ = w.Write(p.body) // fails when the client has left
 	}
 

@@ -20,7 +20,7 @@ import (
 
 // DefaultMaxConns leaves room for 256 clients in a task that open a connection for each
 // request, since a closed one counts until the server has noticed. An idle connection
-// costs 20 KiB, and one with the largest header 100 KiB.
+// costs 24 KiB, and one with the largest header 100 KiB.
 const DefaultMaxConns = 512
 
 const (
@@ -113,7 +113,7 @@ func New(cfg Config) *Server {
 }
 
 // HTTPServer is a server with time-outs, a header of 64 KiB at most and the cap on
-// connections. It may serve any number of listeners.
+// connections. It may serve any number of listeners, best those of [Listener].
 func (s *Server) HTTPServer() *http.Server {
 	return &http.Server{
 		Handler:                      s,
@@ -132,6 +132,7 @@ func (s *Server) HTTPServer() *http.Server {
 // whoever has so many gets nothing better.
 func (s *Server) takeIn(ctx context.Context, raw net.Conn) context.Context {
 	c := newConn(raw.RemoteAddr().String(), raw.LocalAddr())
+	c.wire, _ = raw.(*wire)
 	if !s.conns.add(raw, c) {
 		_ = raw.Close()
 		s.observe(EndpointConnection, http.StatusTooManyRequests, 0)
