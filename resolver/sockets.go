@@ -80,7 +80,8 @@ func openAPI(at string, bridged bool) (net.Listener, error) {
 	if _, err := netip.ParseAddrPort(at); err != nil {
 		return nil, usageError{errors.New("expected an address and a port, such as 169.254.170.2:80, or fd:3")}
 	}
-	config := net.ListenConfig{}
+	// The time-outs of the server end a connection long before TCP's own probes would.
+	config := net.ListenConfig{KeepAlive: -1}
 	if bridged {
 		config.Control = func(_, _ string, c syscall.RawConn) error {
 			return control(c, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_FREEBIND, 1) })

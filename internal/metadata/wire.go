@@ -2,6 +2,7 @@ package metadata
 
 import (
 	"net"
+	"sync"
 )
 
 // writeBuffer is how much net/http gathers of an answer before it writes.
@@ -25,9 +26,17 @@ func (l listener) Accept() (net.Conn, error) {
 // written to by one goroutine at a time.
 type wire struct {
 	*net.TCPConn
-	more bool // after the next write comes another
-	held []byte
+	more bool    // after the next write comes another
+	kept *buffer // nil if nothing is
 }
+
+// A buffer is the first part of an answer.
+type buffer struct {
+	bytes [writeBuffer]byte
+	used  int
+}
+
+var buffers = sync.Pool{New: func() any { return new(buffer) }}
 
 // expect tells that an answer with a body of that length comes next. One that does not fit
 // into net/http's buffer, for its header comes before it, is more than one write.
@@ -39,17 +48,20 @@ func (w *wire) expect(body int) {
 
 // Write writes p, behind what it has kept, or keeps p if another write is to come.
 func (w *wire) Write(p []byte) (int, error) {
-	if w.more {
-		w.more = false
-		w.held = append(w.held[:0], p...)
+	keep := w.more && len(p) <= writeBuffer
+	w.more = false
+	if keep {
+		w.kept = buffers.Get().(*buffer)
+		w.kept.used = copy(w.kept.bytes[:], p)
 		return len(p), nil
 	}
-	if len(w.held) == 0 {
+	if w.kept == nil {
 		return w.TCPConn.Write(p)
 	}
-	both := net.Buffers{w.held, p}
-	w.held = w.held[:0]
+	both := net.Buffers{w.kept.bytes[:w.kept.used], p}
 	_, err := both.WriteTo(w.TCPConn)
+	buffers.Put(w.kept)
+	w.kept = nil
 	if err != nil {
 		return 0, err
 	}
