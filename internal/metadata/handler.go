@@ -36,7 +36,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		// The body is not read, so nothing behind it may be taken for a request.
 		header["Connection"] = headerClose
 	}
-	if age >= time.Second {
+	if age > 0 {
 		header.Set("Age", strconv.Itoa(int(age/time.Second)))
 	}
 	status := http.StatusOK

@@ -370,7 +370,7 @@ func TestAge(t *testing.T) {
 	t.Parallel()
 	world := newWorld()
 	s := New(world.config())
-	for age, want := range map[time.Duration]string{0: "", 900 * time.Millisecond: "", 61500 * time.Millisecond: "61"} {
+	for age, want := range map[time.Duration]string{0: "", 900 * time.Millisecond: "0", 61500 * time.Millisecond: "61"} {
 		world.age = age
 		if got := ask(s, http.MethodGet, "/v2/metadata").Header().Get("Age"); got != want {
 			t.Errorf("%v: Age %q, want %q", age, got, want)

@@ -19,7 +19,7 @@ import (
 // repair runs `ecs-resolver bindings repair` on the host.
 func (h *host) repair(t *testing.T) string {
 	t.Helper()
-	cmd := exec.Command(filepath.Join(bin, "resolver"), "bindings", "repair", "--db", h.db)
+	cmd := exec.Command(filepath.Join(bin, "ecs-resolver"), "bindings", "repair", "--db", h.db)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := h.Run(cmd); err != nil {

@@ -214,7 +214,7 @@ func TestAsTheECSAgentCallsIt(t *testing.T) {
 		"--version":      `{"version":"unknown","dirty":false,"gitShortHash":"unknown"}`,
 		"--capabilities": `{"capabilities":["awsvpc-network-mode"]}`,
 	} {
-		out, err := exec.Command("ecs-ipam", word).Output()
+		out, err := exec.Command(filepath.Join(bin, "ecs-ipam"), word).Output()
 		if err != nil || strings.TrimSpace(string(out)) != want {
 			t.Errorf("%s: %s, %v", word, out, err)
 		}
