@@ -11,9 +11,13 @@ import (
 	"taskmeta/internal/sockdiag"
 )
 
-// keepFor is how long a socket is kept after its last use. It keeps the task's namespace,
-// and so the task's interface, in being.
-const keepFor = time.Second
+const (
+	// keepFor is how long a socket is kept after its last use. It keeps the task's namespace,
+	// and so the task's interface, in being.
+	keepFor = time.Second
+	// keepMost is how many are kept of one binding: as many as ask at the same moment.
+	keepMost = 4
+)
 
 // A Keeper is a [Witness] that keeps its socket in a task's namespace for a moment, since
 // to open one takes four times as long as to ask: it is for tasks that make one connection
@@ -22,7 +26,7 @@ type Keeper struct {
 	w *Witness
 
 	mu       sync.Mutex
-	sockets  map[*ecs.Binding]keptSocket // that nobody uses at present
+	sockets  map[*ecs.Binding][]keptSocket // that nobody uses at present
 	sweeping bool
 }
 
@@ -33,7 +37,7 @@ type keptSocket struct {
 
 // Keep makes a Keeper. It holds nothing that needs to be closed.
 func Keep(w *Witness) *Keeper {
-	return &Keeper{w: w, sockets: make(map[*ecs.Binding]keptSocket)}
+	return &Keeper{w: w, sockets: make(map[*ecs.Binding][]keptSocket)}
 }
 
 // Seen is [Witness.Seen] for the namespace of a binding. What is kept is the binding's: one
@@ -63,19 +67,23 @@ func (k *Keeper) Seen(b *ecs.Binding, client, server netip.AddrPort) error {
 func (k *Keeper) take(b *ecs.Binding) (sockdiag.Conn, bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	s, ok := k.sockets[b]
-	delete(k.sockets, b)
-	return s.conn, ok
+	kept := k.sockets[b]
+	if len(kept) == 0 {
+		return sockdiag.Conn{}, false
+	}
+	last := len(kept) - 1
+	k.sockets[b] = kept[:last]
+	return kept[last].conn, true
 }
 
-// put keeps the socket, unless there is one for the binding already.
+// put keeps the socket, unless there are enough of the binding already.
 func (k *Keeper) put(b *ecs.Binding, conn sockdiag.Conn) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if _, ok := k.sockets[b]; ok {
+	if len(k.sockets[b]) >= keepMost {
 		return conn.Close()
 	}
-	k.sockets[b] = keptSocket{conn, time.Now()}
+	k.sockets[b] = append(k.sockets[b], keptSocket{conn, time.Now()})
 	if !k.sweeping {
 		k.sweeping = true
 		time.AfterFunc(keepFor, k.sweep)
@@ -88,9 +96,13 @@ func (k *Keeper) put(b *ecs.Binding, conn sockdiag.Conn) error {
 func (k *Keeper) sweep() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for b, s := range k.sockets {
-		if time.Since(s.used) >= keepFor {
-			_ = s.conn.Close() // a socket that is only closed does not fail
+	for b, kept := range k.sockets {
+		// The last one was used last.
+		for len(kept) > 0 && time.Since(kept[0].used) >= keepFor {
+			_ = kept[0].conn.Close() // a socket that is only closed does not fail
+			kept = kept[1:]
+		}
+		if k.sockets[b] = kept; len(kept) == 0 {
 			delete(k.sockets, b)
 		}
 	}
