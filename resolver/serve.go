@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -168,10 +167,6 @@ func serve(ctx context.Context, s settings) error {
 	}
 	if err := keepOnly(capabilities(s)); err != nil {
 		return err
-	}
-	if os.Getenv("GOGC") == "" {
-		// Half as much garbage as Go's default: a request makes little, and the memory is the host's.
-		debug.SetGCPercent(50)
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	if attacher != nil {

@@ -6,11 +6,27 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unique"
 
 	"github.com/docker/docker/api/types/container"
 
 	"taskmeta/internal/ecs"
 )
+
+// shared returns s, in the one copy that all containers have of it: of ten thousand, most have
+// their images and labels from a few definitions.
+func shared(s string) string { return unique.Make(s).Value() }
+
+func sharedLabels(labels map[string]string) map[string]string {
+	if len(labels) == 0 {
+		return labels
+	}
+	all := make(map[string]string, len(labels))
+	for key, value := range labels {
+		all[shared(key)] = shared(value)
+	}
+	return all
+}
 
 func newEntry(id string, labels map[string]string, mode container.NetworkMode) *entry {
 	return &entry{id: id, arn: labels[ecs.LabelTaskARN], joins: mode.ConnectedContainer(), host: mode.IsHost()}
@@ -21,13 +37,14 @@ func inspected(id string, info *container.InspectResponse) (*entry, error) {
 	if info.ContainerJSONBase == nil || info.ID != id || info.State == nil || info.Config == nil || info.HostConfig == nil {
 		return nil, fmt.Errorf("inspecting container %s: the answer is not about it, or not whole", id)
 	}
-	e := newEntry(info.ID, info.Config.Labels, info.HostConfig.NetworkMode)
+	labels := sharedLabels(info.Config.Labels)
+	e := newEntry(info.ID, labels, info.HostConfig.NetworkMode)
 	c := &ecs.Container{
 		ID:         info.ID,
 		DockerName: dockerName(info.Name),
-		Image:      info.Config.Image,
-		ImageID:    info.Image,
-		Labels:     info.Config.Labels,
+		Image:      shared(info.Config.Image),
+		ImageID:    shared(info.Image),
+		Labels:     labels,
 		Known:      status(info.State.Status),
 		CPU:        uint64(max(info.HostConfig.CPUShares, 0)),
 		Memory:     uint64(max(info.HostConfig.Memory, 0)) >> 20,

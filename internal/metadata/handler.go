@@ -177,7 +177,7 @@ func (s *Server) page(ctx context.Context, t *tenant, task *ecs.Task, endpoint, 
 	case EndpointTaskWithTags:
 		return s.rendering(t, task).withTags()
 	case EndpointContainer:
-		return s.rendering(t, task).containers[one]()
+		return s.rendering(t, task).container(one)
 	}
 
 	ids := make([]string, len(containers))

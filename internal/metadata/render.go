@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"taskmeta/internal/ecs"
@@ -174,37 +174,45 @@ func newPage(body []byte) page {
 // A rendering is the pages of one task as it is at present. Each is made when it is
 // first asked for.
 type rendering struct {
-	task       *ecs.Task
-	metadata   func() (page, error)
-	withTags   func() (page, error)
-	containers []func() (page, error) // as in task.Containers
+	task         *ecs.Task
+	zone         string
+	instanceTags map[string]string
+	pages        []atomic.Pointer[page] // the task, with its tags, and each of task.Containers
 }
 
 func newRendering(t *ecs.Task, zone string, instanceTags map[string]string) *rendering {
-	r := &rendering{
-		task:     t,
-		metadata: renderOnce(func() any { return newTaskReply(t, zone) }),
-		withTags: renderOnce(func() any {
-			reply := newTaskReply(t, zone)
-			reply.TaskTags, reply.ContainerInstanceTags = t.Tags, instanceTags
-			return reply
-		}),
-		containers: make([]func() (page, error), len(t.Containers)),
-	}
-	for i := range t.Containers {
-		r.containers[i] = renderOnce(func() any { return newContainerReply(&t.Containers[i]) })
-	}
-	return r
+	return &rendering{t, zone, instanceTags, make([]atomic.Pointer[page], 2+len(t.Containers))}
 }
 
-func renderOnce(reply func() any) func() (page, error) {
-	return sync.OnceValues(func() (page, error) {
-		body, err := json.Marshal(reply())
-		if err != nil {
-			return page{}, fmt.Errorf("rendering a reply: %w", err)
-		}
-		return newPage(body), nil
+func (r *rendering) metadata() (page, error) {
+	return r.page(0, func() any { return newTaskReply(r.task, r.zone) })
+}
+
+func (r *rendering) withTags() (page, error) {
+	return r.page(1, func() any {
+		reply := newTaskReply(r.task, r.zone)
+		reply.TaskTags, reply.ContainerInstanceTags = r.task.Tags, r.instanceTags
+		return reply
 	})
+}
+
+func (r *rendering) container(i int) (page, error) {
+	return r.page(2+i, func() any { return newContainerReply(&r.task.Containers[i]) })
+}
+
+// page returns the page at i, made of reply if it is the first time. Two that come at once
+// may both make it.
+func (r *rendering) page(i int, reply func() any) (page, error) {
+	if made := r.pages[i].Load(); made != nil {
+		return *made, nil
+	}
+	body, err := json.Marshal(reply())
+	if err != nil {
+		return page{}, fmt.Errorf("rendering a reply: %w", err)
+	}
+	made := newPage(body)
+	r.pages[i].Store(&made)
+	return made, nil
 }
 
 // statsPage is the object that maps the ID of each container to its statistics, byte for
