@@ -17,6 +17,7 @@ import (
 
 	"taskmeta/internal/ecs"
 	"taskmeta/internal/link"
+	"taskmeta/internal/testnet"
 )
 
 // metric is the value of one of the resolver's.
@@ -35,7 +36,7 @@ func (w *world) metric(name string) (string, error) {
 
 func (w *world) awaitMetric(t testing.TB, name, want string) {
 	t.Helper()
-	await(t, name, func() error {
+	testnet.Await(t, name, func() error {
 		got, err := w.metric(name)
 		if err == nil && got != want {
 			err = fmt.Errorf("it is %s; want %s", got, want)

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"taskmeta/internal/testnet"
 )
 
 // TestAnAnswerUnderWay ends a task while the resolver waits for its statistics, and gives
@@ -52,7 +54,7 @@ func TestAnAnswerUnderWay(t *testing.T) {
 				t.Fatalf("the address is %s, not %s", after.ip4, before.ip4)
 			}
 			line := tap(t, after.Namespace, "eth0", unix.ETH_P_ALL)
-			await(t, "the resolver to have answered", func() error {
+			testnet.Await(t, "the resolver to have answered", func() error {
 				_, err := w.metric(`taskmeta_request_duration_seconds_count{endpoint="stats"}`)
 				return err
 			})

@@ -11,10 +11,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"taskmeta/internal/testnet"
 )
@@ -53,15 +51,8 @@ func prepared(fn func() int) (code int, err error) {
 	if err := os.Chmod(bin, 0o755); err != nil { // one test starts the resolver as somebody else
 		return 0, err
 	}
-	build := exec.Command("go", "build", "-o", bin+"/", "taskmeta/plugins/ecs-ipam", "taskmeta/plugins/ecs-bridge")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return 0, fmt.Errorf("building the plugins: %w: %s", err, out)
-	}
-	build = exec.Command("go", "build", "-o", filepath.Join(bin, "ecs-resolver"), "taskmeta/resolver")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return 0, fmt.Errorf("building the resolver: %w: %s", err, out)
+	if err := testnet.Build(bin, "taskmeta/plugins/ecs-ipam", "taskmeta/plugins/ecs-bridge", "taskmeta/resolver"); err != nil {
+		return 0, err
 	}
 	ns, err := testnet.New()
 	if err != nil {
@@ -102,20 +93,4 @@ func sh(t testing.TB, ns *testnet.Namespace, line string, args ...any) string {
 		t.Fatalf("%s: %v\n%s", line, err, out.Bytes())
 	}
 	return strings.TrimSpace(out.String())
-}
-
-// await tries until fn has no complaint, and gives up after half a minute.
-func await(t testing.TB, what string, fn func() error) {
-	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
-	for {
-		err := fn()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("waiting for %s: %v", what, err)
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
 }

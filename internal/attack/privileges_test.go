@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"taskmeta/internal/testnet"
 )
 
 // holds checks the capabilities of every thread of a process.
@@ -86,7 +88,7 @@ func TestPrivileges(t *testing.T) {
 		server := netip.AddrPortFrom(endpoint4.Addr(), 8080)
 		cmd := w.serve(t, "--listen", server.String())
 		holds(t, cmd.Process.Pid, 0)
-		await(t, "the task's own answer", func() error {
+		testnet.Await(t, "the task's own answer", func() error {
 			_, body, err := ask(k.Namespace, k.ip4, metadataURL(server), 5*time.Second)
 			if err == nil && !strings.Contains(body, k.arn) {
 				err = fmt.Errorf("%s is not in %s", k.arn, body)

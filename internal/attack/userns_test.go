@@ -17,6 +17,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"taskmeta/internal/testnet"
 )
 
 // An intruder is a task with CAP_NET_ADMIN that reaches through its veth: the kernel gave
@@ -143,7 +145,7 @@ func TestAPortOfItsOwn(t *testing.T) {
 		w := newWorld(t, strict)
 		line := w.intrude(t)
 		w.wait = 200 * time.Millisecond
-		await(t, "the witness to refuse the attacker", func() error {
+		testnet.Await(t, "the witness to refuse the attacker", func() error {
 			if w.forge(t, line, endpoint4, w.victim.mac, untagged) {
 				t.Fatal("the attack succeeds")
 			}

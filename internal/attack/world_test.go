@@ -248,7 +248,7 @@ func (w *world) serve(t testing.TB, args ...string) *exec.Cmd {
 			t.Logf("the resolver's log:\n%s", w.logged(t))
 		}
 	})
-	await(t, "the resolver", func() error {
+	testnet.Await(t, "the resolver", func() error {
 		status, body, err := ask(w.host, netip.Addr{}, "http://127.0.0.1:51680/readyz", 5*time.Second)
 		if err != nil || status != http.StatusOK {
 			return fmt.Errorf("%d %s %w; its log:\n%s", status, body, err, w.logged(t))
@@ -276,7 +276,7 @@ func (w *world) whole(t testing.TB, endpoints ...netip.AddrPort) {
 	}
 	for _, k := range []*task{w.victim, w.attacker} {
 		for _, server := range endpoints {
-			await(t, "a task's own answer from "+server.String(), func() error {
+			testnet.Await(t, "a task's own answer from "+server.String(), func() error {
 				_, body, err := ask(k.Namespace, k.at(server.Addr()), metadataURL(server), 5*time.Second)
 				if err == nil && !strings.Contains(body, k.arn) {
 					err = fmt.Errorf("%s is not in %s", k.arn, body)

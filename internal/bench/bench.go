@@ -14,17 +14,6 @@ import (
 	"taskmeta/internal/testnet"
 )
 
-// Build builds programs, named by their import paths, into dir as `make build` does.
-func Build(ctx context.Context, dir string, programs ...string) error {
-	cmd := exec.CommandContext(ctx, "go", append([]string{"build", "-trimpath", "-ldflags", "-s -w", "-o", dir + "/"}, programs...)...)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	cmd.Stderr = os.Stderr
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("building the contenders: %w", err)
-	}
-	return nil
-}
-
 // A Call is one call of a CNI plugin.
 type Call struct {
 	Bin       string // the folder of the plugins

@@ -12,7 +12,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"taskmeta/internal/testnet"
 )
@@ -125,7 +124,7 @@ func (s stage) isKept(t *testing.T) {
 	if out, err := exec.Command("kill", pid).CombinedOutput(); err != nil {
 		t.Fatalf("kill %s: %v: %s", pid, err, out)
 	}
-	await(t, "all of it to be gone", s.left)
+	testnet.Await(t, "all of it to be gone", s.left)
 }
 
 // An interrupt, as from a terminal, ends it in the middle.
@@ -152,21 +151,5 @@ func (s stage) isInterrupted(t *testing.T) {
 	}
 	if err := s.left(); err != nil {
 		t.Error(err)
-	}
-}
-
-// await tries until fn has no complaint, and gives up after a minute.
-func await(t *testing.T, what string, fn func() error) {
-	t.Helper()
-	deadline := time.Now().Add(time.Minute)
-	for {
-		err := fn()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("waiting for %s: %v", what, err)
-		}
-		time.Sleep(20 * time.Millisecond)
 	}
 }

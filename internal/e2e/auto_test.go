@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"taskmeta/internal/testnet"
 )
 
 // A service is a resolver that a test ends and starts again.
@@ -82,7 +84,7 @@ func (s *service) said(t *testing.T) string {
 // awaitSaid waits until the resolver has logged a line with all the words.
 func (s *service) awaitSaid(t *testing.T, words ...string) {
 	t.Helper()
-	await(t, "a line in the log", func() error {
+	testnet.Await(t, "a line in the log", func() error {
 		for line := range strings.Lines(s.said(t)) {
 			missing := false
 			for _, w := range words {
@@ -108,7 +110,7 @@ func (h *host) label(t *testing.T, name string, more ...string) (id string) {
 // awaitTask waits until a container is told of the task of that name.
 func (h *host) awaitTask(t *testing.T, container, task string) {
 	t.Helper()
-	await(t, container+" to be told its task", func() error {
+	testnet.Await(t, container+" to be told its task", func() error {
 		r, err := h.tryAsk(container, "GET", "/v2/metadata")
 		if err != nil {
 			return err
@@ -154,7 +156,7 @@ func TestAutoAttach(t *testing.T) {
 	// A container that shares another's namespace belongs to that one.
 	h.label(t, "sidecar", "--network", "container:web", "--label", "com.amazonaws.ecs.task-arn="+arnOf("web"))
 	h.awaitTask(t, "sidecar", "web")
-	await(t, "the sidecar to be one of the task's containers", func() error {
+	testnet.Await(t, "the sidecar to be one of the task's containers", func() error {
 		var got taskReply
 		h.ask(t, "web", "GET", "/v2/metadata").decode(t, &got)
 		if len(got.Containers) != 2 {
@@ -187,7 +189,7 @@ func TestAutoAttach(t *testing.T) {
 	if _, err := h.docker.CLI("stop", "--time", "0", "web"); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "the address to be free", func() error {
+	testnet.Await(t, "the address to be free", func() error {
 		if held := h.holders(t); len(held) > 0 {
 			return fmt.Errorf("held by %v", held)
 		}
@@ -229,7 +231,7 @@ func TestAutoAttachAfterARestart(t *testing.T) {
 		for _, name := range []string{"stays", "again", late} {
 			h.awaitTask(t, name, name)
 		}
-		await(t, "the address of the one that is gone to be free", func() error {
+		testnet.Await(t, "the address of the one that is gone to be free", func() error {
 			if held := h.holders(t); held[gone] != "" {
 				return fmt.Errorf("held by %v", held)
 			}
@@ -282,7 +284,7 @@ func TestAutoAttachTriesAgain(t *testing.T) {
 	}
 	h.label(t, "last", "--network", "none")
 	h.awaitTask(t, "last", "last") // the others were seen before it
-	await(t, "the addresses of the others to be free", func() error {
+	testnet.Await(t, "the addresses of the others to be free", func() error {
 		if held := h.holders(t); len(held) != 1 {
 			return fmt.Errorf("held by %v", held)
 		}

@@ -114,7 +114,7 @@ func TestTheBindingsFile(t *testing.T) {
 // mustLog waits for a line of the resolver's log that has all of the texts.
 func (h *host) mustLog(t *testing.T, texts ...string) {
 	t.Helper()
-	await(t, "the resolver's log to have a line", func() error {
+	testnet.Await(t, "the resolver's log to have a line", func() error {
 		log, err := os.ReadFile(filepath.Join(h.dir, "resolver.log"))
 		for line := range strings.Lines(string(log)) {
 			missing := false

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"taskmeta/internal/testnet"
 )
 
 // command runs one of ecs-resolver's commands on the host.
@@ -72,7 +74,7 @@ func TestAttachedByItsLabel(t *testing.T) {
 	h.serve(t, "--auto-attach")
 	late := h.docker.Run(t, "--network", "none", "--label", "com.amazonaws.ecs.task-arn="+arn+"1", image, "/probe", "wait")
 	for i, container := range []string{early, late} {
-		await(t, "the endpoint to answer", func() error {
+		testnet.Await(t, "the endpoint to answer", func() error {
 			r, err := h.tryAsk(container, "GET", "/v2/metadata")
 			if err != nil {
 				return err
@@ -88,7 +90,7 @@ func TestAttachedByItsLabel(t *testing.T) {
 	if _, err := h.docker.CLI("rm", "--force", late); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "the ended container's address to be free", func() error {
+	testnet.Await(t, "the ended container's address to be free", func() error {
 		if out := h.mustRun(t, "", "bindings", "--json"); strings.Contains(out, late) {
 			return fmt.Errorf("still bound: %s", out)
 		}

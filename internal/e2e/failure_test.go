@@ -66,7 +66,7 @@ func TestConnectionsEndWithTheirInterface(t *testing.T) {
 		t.Fatal("the connection was not kept")
 	}
 	h.sh(t, "ip link delete $(ip -oneline link show type veth | cut -d: -f2 | cut -d@ -f1)")
-	await(t, "the connection to end", func() error {
+	testnet.Await(t, "the connection to end", func() error {
 		if out := h.sh(t, established); out != "" {
 			return errors.New(out)
 		}
@@ -157,7 +157,7 @@ func TestTheDaemonGoesAndComesBack(t *testing.T) {
 // mustSay waits until /readyz answers with the status, and a text that names the part.
 func (h *host) mustSay(t *testing.T, status int, part string) {
 	t.Helper()
-	await(t, "the resolver's readiness", func() error {
+	testnet.Await(t, "the resolver's readiness", func() error {
 		if got, body := h.admin(t, "/readyz"); got != status || !strings.Contains(body, part) {
 			return fmt.Errorf("/readyz says %d %s; want %d and %q", got, body, status, part)
 		}

@@ -106,7 +106,7 @@ func (h *host) start(t *testing.T, args ...string) {
 			t.Logf("the resolver's warnings, and its last lines:\n%s", worthReading(t, log.Name()))
 		}
 	})
-	await(t, "the resolver to start", func() error {
+	testnet.Await(t, "the resolver to start", func() error {
 		select {
 		case err := <-ended:
 			ended <- err
@@ -155,22 +155,6 @@ func (h *host) admin(t *testing.T, path string) (status int, body string) {
 		return 0, err.Error()
 	}
 	return resp.StatusCode, string(text)
-}
-
-// await tries until fn has no complaint, and gives up after half a minute.
-func await(t *testing.T, what string, fn func() error) {
-	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
-	for {
-		err := fn()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("waiting for %s: %v", what, err)
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
 }
 
 // A task is a pause container with a network namespace of its own, and what shares it.

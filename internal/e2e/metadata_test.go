@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"taskmeta/internal/testnet"
 )
 
 // The shapes are a client's own: what is unsigned for AWS's SDKs is unsigned here.
@@ -152,7 +154,7 @@ func TestATaskIsToldTheTruth(t *testing.T) {
 	if otherAddress == address {
 		t.Fatalf("both tasks were given %s", address)
 	}
-	await(t, "the health check", func() error {
+	testnet.Await(t, "the health check", func() error {
 		status, err := h.docker.CLI("inspect", "--format", "{{.State.Health.Status}}", app)
 		if err == nil && status != "healthy" {
 			err = fmt.Errorf("it is %s", status)
@@ -173,7 +175,7 @@ func TestATaskIsToldTheTruth(t *testing.T) {
 	}
 	t.Run("the task with exactly its containers", func(t *testing.T) {
 		for _, path := range []string{"/v2/metadata", "/v2/metadata/"} {
-			await(t, path+" to show the task", func() error {
+			testnet.Await(t, path+" to show the task", func() error {
 				var got taskReply
 				h.ask(t, sidecar, "GET", path).decode(t, &got)
 				if diff := cmp.Diff(want, got); diff != "" {
@@ -250,7 +252,7 @@ func TestATaskIsToldTheTruth(t *testing.T) {
 		if _, err := h.docker.CLI("kill", sidecar); err != nil {
 			t.Fatal(err)
 		}
-		await(t, "the answer to follow", func() error {
+		testnet.Await(t, "the answer to follow", func() error {
 			var got taskReply
 			h.ask(t, app, "GET", "/v2/metadata").decode(t, &got)
 			if len(got.Containers) != 4 || got.Containers[3].DockerId != late {

@@ -123,7 +123,7 @@ func TestRestartsLoseNoRequest(t *testing.T) {
 	}
 	for range restarts {
 		before := answers.Load()
-		await(t, "more answers", func() error {
+		testnet.Await(t, "more answers", func() error {
 			if n := answers.Load() - before; n < 100 {
 				return fmt.Errorf("%d", n)
 			}
@@ -233,7 +233,7 @@ func TestAFloodIsItsOwnTasks(t *testing.T) {
 			}
 		})
 	}
-	await(t, "the flood to be over its rate", func() error {
+	testnet.Await(t, "the flood to be over its rate", func() error {
 		if n := refused.Load(); n < 100 {
 			return fmt.Errorf("%d refusals", n)
 		}

@@ -50,7 +50,7 @@ func TestImageServes(t *testing.T) {
 		}
 	})
 	must("run", "--detach", "--name", "web", "--network", "none", "--label", "com.amazonaws.ecs.task-arn="+arn, "busybox", "sleep", "1000")
-	await(t, "the endpoint to answer", func() error {
+	testnet.Await(t, "the endpoint to answer", func() error {
 		out, err := docker.CLI("exec", "web", "wget", "-qO-", "http://169.254.170.2/v2/metadata")
 		if err != nil {
 			return err

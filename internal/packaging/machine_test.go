@@ -54,7 +54,7 @@ func newMachine(t *testing.T) *machine {
 		}
 	})
 	m := &machine{pid: init.Process.Pid}
-	await(t, "the machine to boot", func() error {
+	testnet.Await(t, "the machine to boot", func() error {
 		state, err := m.run("systemctl", "is-system-running", "--wait")
 		if state != "running" {
 			return fmt.Errorf("%w: %s", err, state)
@@ -110,7 +110,7 @@ func removeGroup(t *testing.T, group string) {
 		t.Error(err)
 	}
 	for _, path := range slices.Backward(all) {
-		await(t, "the control group to be empty", func() error { return unix.Rmdir(path) })
+		testnet.Await(t, "the control group to be empty", func() error { return unix.Rmdir(path) })
 	}
 }
 
@@ -152,21 +152,5 @@ func (m *machine) put(t *testing.T, from, to string, mode os.FileMode) {
 	}
 	if err := os.WriteFile(m.path(to), content, mode); err != nil {
 		t.Fatal(err)
-	}
-}
-
-// await tries until fn has no complaint, and gives up after half a minute.
-func await(t *testing.T, what string, fn func() error) {
-	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
-	for {
-		err := fn()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("waiting for %s: %v", what, err)
-		}
-		time.Sleep(20 * time.Millisecond)
 	}
 }

@@ -217,7 +217,7 @@ func (m *machine) startDocker(t *testing.T) {
 // awaitTask waits until the container named web is told its task.
 func (m *machine) awaitTask(t *testing.T) {
 	t.Helper()
-	await(t, "the endpoint to answer", func() error {
+	testnet.Await(t, "the endpoint to answer", func() error {
 		out, err := m.run("docker", "exec", "web", "wget", "-qO-", "http://169.254.170.2/v2/metadata")
 		if err != nil {
 			return fmt.Errorf("%w: %s", err, out)

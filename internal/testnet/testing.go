@@ -3,6 +3,7 @@ package testnet
 import (
 	"os"
 	"testing"
+	"time"
 )
 
 // Need ends a test that cannot run without root: as skipped under -short, which is what
@@ -58,4 +59,20 @@ func Docker(t testing.TB, n *Namespace) *Daemon {
 		}
 	})
 	return d
+}
+
+// Await tries until fn has no complaint, and gives up after a minute.
+func Await(t testing.TB, what string, fn func() error) {
+	t.Helper()
+	deadline := time.Now().Add(time.Minute)
+	for {
+		err := fn()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("waiting for %s: %v", what, err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
 }

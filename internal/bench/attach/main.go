@@ -56,12 +56,8 @@ func run(ctx context.Context, rounds, together int) (err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	b := &bench{dir: dir, started: make(map[string]time.Time)}
-	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", dir+"/",
-		"taskmeta/internal/bench/attach/probe", "taskmeta/plugins/ecs-ipam", "taskmeta/plugins/ecs-bridge", "taskmeta/resolver")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	build.Stderr = os.Stderr
-	if err := build.Run(); err != nil {
-		return fmt.Errorf("building the programs: %w", err)
+	if err := testnet.Build(dir, "taskmeta/internal/bench/attach/probe", "taskmeta/plugins/ecs-ipam", "taskmeta/plugins/ecs-bridge", "taskmeta/resolver"); err != nil {
+		return err
 	}
 	if err := os.Mkdir(b.out(), 0o755); err != nil {
 		return err
@@ -153,7 +149,7 @@ func (b *bench) serve(ctx context.Context, host *testnet.Namespace) (stop func()
 	}
 	defer log.Close()
 	socket := filepath.Join(b.dir, "admin.sock")
-	cmd := exec.Command(filepath.Join(b.dir, "resolver"), "serve", "--auto-attach", "--rate", "0",
+	cmd := exec.Command(filepath.Join(b.dir, "ecs-resolver"), "serve", "--auto-attach", "--rate", "0",
 		"--db", filepath.Join(b.dir, "bindings.db"), "--docker-host", b.docker.Host, "--admin", "unix:"+socket)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := host.Start(cmd); err != nil {
@@ -249,7 +245,7 @@ func (b *bench) times(ctx context.Context, id string) (event, begun, answered ti
 // is not in the figures of the next.
 func (b *bench) idle(ctx context.Context) error {
 	return await(ctx, "the addresses to be free", func() bool {
-		out, err := exec.CommandContext(ctx, filepath.Join(b.dir, "resolver"), "bindings", "--json",
+		out, err := exec.CommandContext(ctx, filepath.Join(b.dir, "ecs-resolver"), "bindings", "--json",
 			"--db", filepath.Join(b.dir, "bindings.db"), "--docker-host", b.docker.Host).Output()
 		return err == nil && strings.TrimSpace(string(out)) == "[]"
 	})

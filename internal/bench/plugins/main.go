@@ -21,13 +21,14 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"taskmeta/internal/bench"
 	"taskmeta/internal/testnet"
 )
 
 func main() {
-	rounds := flag.Int("rounds", 200, "times that each contender is measured at each level")
+	rounds := flag.Int("rounds", 60, "times that each contender is measured at each level")
 	dir := flag.String("dir", os.TempDir(), "where the state is kept")
-	ports := flag.Int("ports", 1000, "ports that the bridge has at the last level, at most 1000")
+	ports := flag.Int("ports", 200, "ports that the bridge has at the last level, at most 1000, which takes long")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, *dir, *rounds, *ports)
@@ -60,12 +61,9 @@ func run(ctx context.Context, dir string, rounds, ports int) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	b := &bench{dir: dir, taken: make(map[string]int)}
-	build := exec.CommandContext(ctx, "go", append([]string{"build", "-trimpath", "-ldflags", "-s -w", "-o", b.bin() + "/"}, programs...)...)
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	build.Stderr = os.Stderr
-	if err := build.Run(); err != nil {
-		return fmt.Errorf("building the contenders: %w", err)
+	b := &runner{dir: dir, taken: make(map[string]int)}
+	if err := testnet.Build(b.bin(), programs...); err != nil {
+		return err
 	}
 	if b.host, err = testnet.New(); err != nil {
 		return err
@@ -101,14 +99,14 @@ func run(ctx context.Context, dir string, rounds, ports int) (err error) {
 	return t.compare(os.Stdout, fmt.Sprintf("%d ports", ports))
 }
 
-type bench struct {
+type runner struct {
 	dir   string
 	taken map[string]int // addresses that are taken in the template of an IPAM plugin
 	host  *testnet.Namespace
 	tasks []*testnet.Namespace
 }
 
-func (b *bench) bin() string { return filepath.Join(b.dir, "bin") }
+func (b *runner) bin() string { return filepath.Join(b.dir, "bin") }
 
 // A contender is a plugin with its configuration, in which "%" stands for its state's
 // path, or a program that is no plugin, with its argument.
@@ -134,12 +132,12 @@ var contenders = []contender{
 }
 
 // state is the path of a contender's state at a level.
-func (b *bench) state(c contender, level string) string {
+func (b *runner) state(c contender, level string) string {
 	return filepath.Join(b.dir, level, strings.ReplaceAll(strings.TrimSpace(c.name), " ", "-"))
 }
 
 // command is one start of a contender.
-func (b *bench) command(ctx context.Context, c contender, state, verb, container string, task *testnet.Namespace) *exec.Cmd {
+func (b *runner) command(ctx context.Context, c contender, state, verb, container string, task *testnet.Namespace) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, filepath.Join(b.bin(), c.program))
 	conf := strings.ReplaceAll(c.conf, "%", state)
 	if c.floor {
@@ -154,7 +152,7 @@ func (b *bench) command(ctx context.Context, c contender, state, verb, container
 
 // crowded measures those that make interfaces with that many ports on the bridge, which
 // they have made themselves: all in one namespace, which takes them away at the end.
-func (b *bench) crowded(ctx context.Context, t *table, ports, rounds int) (err error) {
+func (b *runner) crowded(ctx context.Context, t *table, ports, rounds int) (err error) {
 	crowd, err := testnet.New()
 	if err != nil {
 		return err
@@ -180,7 +178,7 @@ func (b *bench) crowded(ctx context.Context, t *table, ports, rounds int) (err e
 	})
 }
 
-func (b *bench) output(cmd *exec.Cmd) ([]byte, error) {
+func (b *runner) output(cmd *exec.Cmd) ([]byte, error) {
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err := b.host.Run(cmd)
@@ -188,7 +186,7 @@ func (b *bench) output(cmd *exec.Cmd) ([]byte, error) {
 }
 
 // timed runs a contender once.
-func (b *bench) timed(ctx context.Context, c contender, state, verb, container string, task *testnet.Namespace) (time.Duration, error) {
+func (b *runner) timed(ctx context.Context, c contender, state, verb, container string, task *testnet.Namespace) (time.Duration, error) {
 	cmd := b.command(ctx, c, state, verb, container, task)
 	start := time.Now()
 	if out, err := b.output(cmd); err != nil {
@@ -198,7 +196,7 @@ func (b *bench) timed(ctx context.Context, c contender, state, verb, container s
 }
 
 // alternate lets each of those do an ADD and a DEL in each round, once all are prepared.
-func (b *bench) alternate(ctx context.Context, t *table, level string, rounds int, those []contender, prepare func(contender) error) error {
+func (b *runner) alternate(ctx context.Context, t *table, level string, rounds int, those []contender, prepare func(contender) error) error {
 	if err := os.MkdirAll(filepath.Join(b.dir, level), 0o755); err != nil {
 		return err
 	}
@@ -224,7 +222,7 @@ func (b *bench) alternate(ctx context.Context, t *table, level string, rounds in
 // take makes a contender's state one in which that many addresses are taken, by containers
 // that need not exist for its IPAM plugin. That plugin takes each of them once, in a
 // template, for all contenders and levels.
-func (b *bench) take(ctx context.Context, c contender, state string, n int) error {
+func (b *runner) take(ctx context.Context, c contender, state string, n int) error {
 	switch {
 	case c.floor:
 		return nil
@@ -246,7 +244,7 @@ func (b *bench) take(ctx context.Context, c contender, state string, n int) erro
 }
 
 // atOnce starts many ADDs together, then their DELs, and measures until the last is done.
-func (b *bench) atOnce(ctx context.Context, t *table) error {
+func (b *runner) atOnce(ctx context.Context, t *table) error {
 	level := fmt.Sprintf("%d at once", together)
 	if err := os.MkdirAll(filepath.Join(b.dir, level), 0o755); err != nil {
 		return err
@@ -321,7 +319,7 @@ func (t *table) print(f *os.File) error {
 					fmt.Fprint(w, "\t")
 					continue
 				}
-				fmt.Fprintf(w, "%.2f / %.2f\t", ms(quantile(took, 0.5)), ms(quantile(took, 0.99)))
+				fmt.Fprintf(w, "%.2f / %.2f\t", bench.MS(bench.Quantile(took, 0.5)), bench.MS(bench.Quantile(took, 0.99)))
 			}
 			fmt.Fprintln(w)
 		}
@@ -333,7 +331,7 @@ func (t *table) print(f *os.File) error {
 func (t *table) p50(name, verb, level string) time.Duration {
 	for c, took := range t.cells {
 		if strings.TrimSpace(c.contender.name) == name && c.verb == verb && c.level == level {
-			return quantile(took, 0.5)
+			return bench.Quantile(took, 0.5)
 		}
 	}
 	return 0
@@ -351,7 +349,7 @@ func (t *table) compare(f *os.File, crowded string) error {
 	fmt.Fprintln(w, "ratio of medians\tis\taim\t")
 	ratio := func(a, b side, aim float64) {
 		fmt.Fprintf(w, "%s %s, %s : %s %s, %s\t%.2f\t%.2f\t\n", a.name, a.verb, a.level, b.name, b.verb, b.level,
-			ms(t.p50(a.name, a.verb, a.level))/ms(t.p50(b.name, b.verb, b.level)), aim)
+			bench.MS(t.p50(a.name, a.verb, a.level))/bench.MS(t.p50(b.name, b.verb, b.level)), aim)
 	}
 	ratio(side{ipam, "ADD", most}, side{ipam, "ADD", none}, 1.2)
 	ratio(side{ipam, "ADD", most}, side{hostLocal, "ADD", most}, 0.25)
@@ -364,14 +362,6 @@ func (t *table) compare(f *os.File, crowded string) error {
 	ratio(side{ipam, "ADD", all}, side{hostLocal, "ADD", all}, 1)
 	ratio(side{guarded, "ADD", all}, side{upstream, "ADD", all}, 1)
 	added := t.p50(guarded, "ADD", crowded) - t.p50(plain, "ADD", crowded)
-	fmt.Fprintf(w, "ms that the guard adds to an ADD, %s\t%.2f\t3.00\t\n", crowded, ms(added))
+	fmt.Fprintf(w, "ms that the guard adds to an ADD, %s\t%.2f\t3.00\t\n", crowded, bench.MS(added))
 	return w.Flush()
 }
-
-// quantile is the smallest duration that the fraction q of all does not exceed.
-func quantile(all []time.Duration, q float64) time.Duration {
-	sorted := slices.Sorted(slices.Values(all))
-	return sorted[min(int(q*float64(len(sorted))), len(sorted)-1)]
-}
-
-func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

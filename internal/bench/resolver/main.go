@@ -14,12 +14,12 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"syscall"
 	"text/tabwriter"
 	"time"
 
 	"taskmeta/internal/bench"
+	"taskmeta/internal/testnet"
 )
 
 func main() {
@@ -65,10 +65,7 @@ func (r *run) all(ctx context.Context, dir, only string) (err error) {
 	if r.self, err = os.Executable(); err != nil {
 		return err
 	}
-	if err := bench.Build(ctx, r.bin(), programs...); err != nil {
-		return err
-	}
-	if err := os.Rename(filepath.Join(r.bin(), "resolver"), filepath.Join(r.bin(), "ecs-resolver")); err != nil {
+	if err := testnet.Build(r.bin(), programs...); err != nil {
 		return err
 	}
 	for _, part := range []struct {
