@@ -2,14 +2,11 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
-	"sync"
-	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
@@ -22,10 +19,6 @@ import (
 	"taskmeta/internal/guard"
 	"taskmeta/internal/metadata"
 )
-
-// drainTime is how long requests that are under way may take once the resolver is told
-// to end: longer than a first sample of statistics.
-const drainTime = 5 * time.Second
 
 // The values of --witness.
 const (
@@ -100,19 +93,25 @@ func defaultDB() string {
 	return bindingdb.DefaultPath
 }
 
-// serve runs the resolver until ctx ends, and then lets what is under way finish.
-func serve(ctx context.Context, s settings) error {
+// check returns the guard's mode, or what is wrong with the flags.
+func (s settings) check() (guard.Mode, error) {
 	if s.rate < 0 || s.burst < 0 || s.rate > 0 && s.burst == 0 {
-		return usageError{fmt.Errorf("--rate %v with --burst %d: expected a rate and a burst above 0, or --rate 0 for no limit", s.rate, s.burst)}
+		return "", usageError{fmt.Errorf("--rate %v with --burst %d: expected a rate and a burst above 0, or --rate 0 for no limit", s.rate, s.burst)}
 	}
 	if s.witness != witnessRequired && s.witness != witnessOff {
-		return usageError{fmt.Errorf("--witness %q: expected %s or %s", s.witness, witnessRequired, witnessOff)}
+		return "", usageError{fmt.Errorf("--witness %q: expected %s or %s", s.witness, witnessRequired, witnessOff)}
 	}
 	mode, err := guard.ParseMode(s.guard)
 	if err != nil {
-		return usageError{fmt.Errorf("--%w", err)}
+		return "", usageError{fmt.Errorf("--%w", err)}
 	}
-	if err := checkDockerHost(s.dockerHost); err != nil {
+	return mode, checkDockerHost(s.dockerHost)
+}
+
+// serve runs the resolver until ctx ends, and then lets what is under way finish.
+func serve(ctx context.Context, s settings) error {
+	mode, err := s.check()
+	if err != nil {
 		return err
 	}
 	log, err := newLogger(s.logFormat, s.logLevel)
@@ -208,85 +207,6 @@ func serve(ctx context.Context, s settings) error {
 	}
 	notify(log, daemon.SdNotifyReady)
 	return g.Wait()
-}
-
-// A drain answers what has been accepted before the end. [http.Server.Shutdown] does not: it
-// drops the request that it reads next, on a new connection too, and may not know yet of one
-// that is being accepted.
-type drain struct {
-	accepting sync.WaitGroup // the loops that accept
-	open      sync.WaitGroup // connections
-}
-
-// watch counts a server's connections, each before the next is accepted.
-func (d *drain) watch(server *http.Server) {
-	hook := server.ConnState
-	server.ConnState = func(c net.Conn, state http.ConnState) {
-		switch state {
-		case http.StateNew:
-			d.open.Add(1)
-		case http.StateClosed:
-			d.open.Done()
-		}
-		if hook != nil {
-			hook(c, state)
-		}
-	}
-}
-
-// wait returns when the servers, whose listeners are closed, have answered what was asked.
-// What has not finished after drainTime is cut off.
-func (d *drain) wait(servers []*http.Server) error {
-	d.accepting.Wait()
-	for _, server := range servers {
-		server.SetKeepAlivesEnabled(false) // ends the connections on which nothing is asked
-	}
-	done := make(chan struct{})
-	go func() {
-		d.open.Wait()
-		close(done)
-	}()
-	select {
-	case <-done:
-	case <-time.After(drainTime):
-	}
-	var errs []error
-	for _, server := range servers {
-		errs = append(errs, server.Close())
-	}
-	<-done
-	return errors.Join(errs...)
-}
-
-// notify tells systemd of a change of state, if it started us and wants to know.
-func notify(log *slog.Logger, state string) {
-	if _, err := daemon.SdNotify(false, state); err != nil {
-		log.Warn("telling systemd", "state", state, "err", err)
-	}
-}
-
-// watchdog tells systemd that the resolver is alive, twice in the time that the unit
-// allows, until ctx ends.
-func watchdog(ctx context.Context) error {
-	interval, err := daemon.SdWatchdogEnabled(false)
-	if err != nil {
-		return fmt.Errorf("reading the watchdog's time from the environment: %w", err)
-	}
-	if interval == 0 {
-		return nil
-	}
-	tick := time.NewTicker(interval / 2)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-			if _, err := daemon.SdNotify(false, daemon.SdNotifyWatchdog); err != nil {
-				return fmt.Errorf("telling systemd's watchdog: %w", err)
-			}
-		}
-	}
 }
 
 // newLogger logs to standard error.
