@@ -219,7 +219,7 @@ func TestSeenLeavesNoThreadElsewhere(t *testing.T) {
 	t.Parallel()
 	ns := testnet.T(t)
 	w := newWitness(t)
-	home, err := os.Readlink("/proc/self/ns/net")
+	home, err := os.Readlink("/proc/thread-self/ns/net")
 	if err != nil {
 		t.Fatal(err)
 	}
