@@ -100,7 +100,12 @@ func (e *endpoint) make() error {
 		}
 		e.index = bridge.Index
 	}
-	restored, err := e.restorePorts(host, bridge)
+	ports, err := host.Ports(bridge)
+	if err != nil {
+		return err
+	}
+	held := heldIn(e.bindings)
+	restored, err := e.restorePorts(bridge, ports, held)
 	if err != nil {
 		return err
 	}
@@ -111,17 +116,14 @@ func (e *endpoint) make() error {
 		e.repairs.Add(1)
 		e.log.Warn("the endpoint was made whole again", "bridge", e.bridge, "bridge_made_again", again, "table_made_again", flushed)
 	}
-	ports, err := host.Ports(bridge)
-	if err != nil {
-		return err
-	}
-	e.lookForStrangers(ports)
+	e.lookForStrangers(strange(ports, held))
 	e.closeEnded(without(ports))
 	return nil
 }
 
-// without reports of a binding whether its interface is gone. Those that AWS's plugin made
-// do not say whose they are.
+// without reports of a binding whether its interface is gone. One that is not among the
+// ports may have come since they were listed. Those that AWS's plugin made do not say whose
+// they are.
 func without(ports []link.Port) func(*ecs.Binding) bool {
 	there := make(map[ecs.Attachment]bool, len(ports))
 	for _, p := range ports {
@@ -129,17 +131,23 @@ func without(ports []link.Port) func(*ecs.Binding) bool {
 			there[p.Veth.Attachment] = true
 		}
 	}
-	return func(b *ecs.Binding) bool { return b.Network != "" && !there[b.Attachment] }
+	return func(b *ecs.Binding) bool {
+		if b.Network == "" || there[b.Attachment] {
+			return false
+		}
+		_, err := net.InterfaceByName(link.HostName(b.Attachment))
+		return err != nil
+	}
 }
 
 // lookForStrangers tells of each port of the bridge that no plugin made: whoever made it
 // can send what it likes.
-func (e *endpoint) lookForStrangers(ports []link.Port) {
+func (e *endpoint) lookForStrangers(found []link.Port) {
 	var before, now []string
 	if known := e.strangers.Load(); known != nil {
 		before = *known
 	}
-	for _, p := range e.strange(ports) {
+	for _, p := range found {
 		now = append(now, p.Name)
 		if !slices.Contains(before, p.Name) {
 			e.log.Error("an unknown port on the bridge: remove it, or find out who made it", "bridge", e.bridge, "port", p.Name)

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 
+	"taskmeta/internal/bindingdb"
 	"taskmeta/internal/ecs"
 	"taskmeta/internal/guard"
 	"taskmeta/internal/link"
@@ -14,17 +15,9 @@ import (
 // `nft flush ruleset` does, and reports how many there were. What a port may send follows
 // from the binding of its task and from the mode that the resolver was given, which is to
 // be the plugins'.
-func (e *endpoint) restorePorts(host *link.Host, bridge link.Bridge) (int, error) {
-	if e.guard == guard.Off {
+func (e *endpoint) restorePorts(bridge link.Bridge, ports []link.Port, held bindings) (int, error) {
+	if e.guard == guard.Off || held == nil {
 		return 0, nil
-	}
-	ports, err := host.Ports(bridge)
-	if err != nil {
-		return 0, err
-	}
-	held, err := e.held()
-	if err != nil {
-		return 0, nil // there is a check of its own for that
 	}
 	subnets := e.subnets()
 	var guarded []guard.Port
@@ -63,29 +56,31 @@ func within(bridge, task []netip.Prefix) (gateways []netip.Addr) {
 	return gateways
 }
 
-// held are the bindings by their attachments.
-func (e *endpoint) held() (map[ecs.Attachment]*ecs.Binding, error) {
-	snapshot, err := e.bindings.Snapshot()
+// bindings are those there are by their attachments, nil if they cannot be read.
+type bindings map[ecs.Attachment]*ecs.Binding
+
+func heldIn(reader *bindingdb.Reader) bindings {
+	snapshot, err := reader.Snapshot()
 	if err != nil {
-		return nil, err
+		return nil // there is a check of its own for that
 	}
 	all := snapshot.All()
-	held := make(map[ecs.Attachment]*ecs.Binding, len(all))
+	held := make(bindings, len(all))
 	for _, b := range all {
 		held[b.Attachment] = b
 	}
-	return held, nil
+	return held
 }
 
 // strange are those of the ports that are no attachment's. A port's own word for it is not
-// enough: whoever can make one can have it say what it likes.
-func (e *endpoint) strange(ports []link.Port) (strange []link.Port) {
-	held, err := e.held()
+// enough: whoever can make one can have it say what it likes. The bindings are to be read
+// after the ports.
+func strange(ports []link.Port, held bindings) (strange []link.Port) {
 	for _, p := range ports {
 		switch {
 		case p.Veth == nil || p.Name != link.HostName(p.Veth.Attachment):
 			strange = append(strange, p)
-		case err != nil || !p.Veth.Up || held[p.Veth.Attachment] != nil:
+		case held == nil || !p.Veth.Up || held[p.Veth.Attachment] != nil:
 			// A port comes up after its binding was made.
 		default:
 			// And it goes before that ends: one that is gone now was nobody's a moment ago.

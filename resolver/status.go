@@ -204,11 +204,11 @@ func lookAtBridge(name, db string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	bindings, err := bindingdb.NewReader(db, bindingdb.Options{})
+	reader, err := bindingdb.NewReader(db, bindingdb.Options{})
 	if err != nil {
 		return "", err
 	}
-	for _, p := range (&endpoint{bindings: bindings}).strange(ports) {
+	for _, p := range strange(ports, heldIn(reader)) {
 		return "", fmt.Errorf("%s has the port %s, which is no task's and could speak for any of them: `ip link set %[2]s nomaster`", name, p.Name)
 	}
 	return fmt.Sprintf("%s is up, with %d tasks", name, len(ports)), nil
