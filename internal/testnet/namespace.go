@@ -36,6 +36,10 @@ func Open(path string) (*Namespace, error) {
 	return &Namespace{handle: handle, others: true}, nil
 }
 
+// resolverPorts are those of the resolver that the kernel would give clients too. One that
+// asks for the page until it is there would otherwise get the page's own port some day.
+const resolverPorts = "51679,51680"
+
 // New makes an empty network namespace with its loopback interface up. It needs
 // CAP_SYS_ADMIN and CAP_NET_ADMIN.
 func New() (*Namespace, error) {
@@ -43,6 +47,9 @@ func New() (*Namespace, error) {
 	err := onOwnThread(func() (err error) {
 		if n.handle, err = netns.New(); err != nil {
 			return fmt.Errorf("making a network namespace: %w", err)
+		}
+		if err := os.WriteFile("/proc/sys/net/ipv4/ip_local_reserved_ports", []byte(resolverPorts), 0o644); err != nil {
+			return fmt.Errorf("reserving the resolver's ports: %w", err)
 		}
 		lo, err := netlink.LinkByName("lo")
 		if err != nil {

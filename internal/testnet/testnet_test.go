@@ -55,6 +55,31 @@ func TestANamespaceIsAlone(t *testing.T) {
 	}
 }
 
+// Who connects to a server's port before the server listens is refused. Given that same
+// port for its own end, it would meet itself, and keep the server from it for a minute.
+func TestAClientIsNotGivenTheResolversPort(t *testing.T) {
+	t.Parallel()
+	ns := testnet.T(t)
+	err := ns.Do(func() error {
+		return os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", []byte("51680 51681"), 0o644)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		c, err := ns.DialContext(t.Context(), "tcp", "127.0.0.1:51680")
+		if err == nil {
+			_ = c.Close()
+			t.Fatalf("connected from %s, where nothing listens", c.LocalAddr())
+		}
+	}
+	l, err := ns.Listen("tcp", "127.0.0.1:51680")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = l.Close()
+}
+
 func TestCloseEndsWhatRunsInside(t *testing.T) {
 	t.Parallel()
 	ns := testnet.T(t)
