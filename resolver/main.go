@@ -61,7 +61,7 @@ func advised(err error) error {
 	case errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0:
 		return fmt.Errorf("%w: this needs root", err)
 	case errors.Is(err, syscall.EADDRINUSE):
-		return fmt.Errorf("%w: another program listens there (`ss -lntp` names it): end it, or choose another address", err)
+		return fmt.Errorf("%w: another program has that port (`ss -antp` names it): end it, or choose another address", err)
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		return fmt.Errorf("%w: no interface of this host has the address: choose one of `ip address`", err)
 	case errors.Is(err, syscall.EBADF):

@@ -149,6 +149,9 @@ func serve(ctx context.Context, s settings) error {
 		return err
 	}
 	defer sockets.close()
+	if _, ok := sockets.admin.(*lateListener); ok {
+		log.Warn("a client's connection has the port of --admin: listening there as soon as it is free", "addr", s.admin)
+	}
 
 	var end *endpoint
 	if s.bridge != "none" {

@@ -110,7 +110,7 @@ func openAdmin(at string) (net.Listener, error) {
 	if err != nil || !addr.Addr().IsLoopback() {
 		return nil, usageError{errors.New("expected a loopback address and a port, such as 127.0.0.1:51680, or unix:PATH")}
 	}
-	return net.Listen("tcp", at)
+	return listenOrWait(addr)
 }
 
 func (s *sockets) close() {

@@ -1,12 +1,17 @@
 package main
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
+	"syscall"
 	"testing"
+
+	"taskmeta/internal/testnet"
 )
 
 // The page's socket in the file system is root's alone, and what an earlier run left in
@@ -30,6 +35,106 @@ func TestAdminSocketIsRootsAlone(t *testing.T) {
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("%s has the mode %v (%v), want 0600", path, info.Mode(), err)
 	}
+}
+
+// The kernel gives clients ports of the page's range, and keeps one for a minute after its
+// connection has ended. That does not keep the resolver from its start, and the page comes
+// when the port is free.
+func TestAdminWaitsForAClientsPort(t *testing.T) {
+	t.Parallel()
+	at, client := portOfAClient(t)
+	l, err := openAdmin(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	accepted := make(chan error, 1)
+	go func() {
+		c, err := l.Accept()
+		if err == nil {
+			err = c.Close()
+		}
+		accepted <- err
+	}()
+	if got := l.Addr().String(); got != at {
+		t.Errorf("it says that it is at %s, want %s", got, at)
+	}
+	if err := errors.Join(client.SetLinger(0), client.Close()); err != nil { // without the minute
+		t.Fatal(err)
+	}
+	testnet.Await(t, "the page", func() error {
+		c, err := net.Dial("tcp", at)
+		if err != nil {
+			return err
+		}
+		return c.Close()
+	})
+	if err := <-accepted; err != nil {
+		t.Error(err)
+	}
+}
+
+// A page that waits for its port ends with the resolver.
+func TestAdminStopsWaiting(t *testing.T) {
+	t.Parallel()
+	at, _ := portOfAClient(t)
+	l, err := openAdmin(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	accepted := make(chan error, 1)
+	go func() {
+		_, err := l.Accept()
+		accepted <- err
+	}()
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-accepted; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Accept says %v, want %v", err, net.ErrClosed)
+	}
+}
+
+// A server at the page's address is told at once, and so is one that came while the page
+// waited for its port.
+func TestAdminDoesNotWaitForAServer(t *testing.T) {
+	t.Parallel()
+	at, client := portOfAClient(t)
+	late, err := openAdmin(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer late.Close()
+	if err := errors.Join(client.SetLinger(0), client.Close()); err != nil {
+		t.Fatal(err)
+	}
+	server, err := net.Listen("tcp", at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	if _, err := late.Accept(); !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(err.Error(), at) {
+		t.Errorf("Accept says %v, want %v and the address %s", err, syscall.EADDRINUSE, at)
+	}
+	if _, err := openAdmin(at); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("openAdmin says %v, want %v", err, syscall.EADDRINUSE)
+	}
+}
+
+// portOfAClient returns the local end of a connection that was made from there.
+func portOfAClient(t *testing.T) (at string, client *net.TCPConn) {
+	t.Helper()
+	server, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = server.Close() })
+	c, err := net.Dial("tcp", server.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c.LocalAddr().String(), c.(*net.TCPConn)
 }
 
 // The kernel's table of sockets is read as it writes it: what listens is found, IPv6 too,
