@@ -2,7 +2,8 @@
 .DEFAULT_GOAL := build
 SHELL := /bin/bash
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-GO_BUILD = CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
+LDFLAGS = -s -w -X main.version=$(VERSION)
+GO_BUILD = CGO_ENABLED=0 go build -trimpath -ldflags
 
 .PHONY: help build demo test check fmt lint unit soak fuzz bench prerequisites clean
 
@@ -10,9 +11,9 @@ help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## Build the static programs bin/ecs-ipam, bin/ecs-bridge and bin/ecs-resolver.
-	$(GO_BUILD) -o bin/ecs-ipam ./plugins/ecs-ipam
-	$(GO_BUILD) -o bin/ecs-bridge ./plugins/ecs-bridge
-	$(GO_BUILD) -o bin/ecs-resolver ./resolver
+	$(GO_BUILD) "$(LDFLAGS)" -o bin/ecs-ipam ./plugins/ecs-ipam
+	$(GO_BUILD) "$(LDFLAGS) -X main.builtIn=$$(go tool buildid bin/ecs-ipam)" -o bin/ecs-bridge ./plugins/ecs-bridge
+	$(GO_BUILD) "$(LDFLAGS)" -o bin/ecs-resolver ./resolver
 
 demo: prerequisites build ## Show the main job on a host of its own (KEEP=1 leaves it up to explore).
 	@go run ./internal/demo $(if $(KEEP),-keep)

@@ -149,47 +149,60 @@ func (p Plugin) logger() *slog.Logger {
 // funcs adapts the verbs to skel.
 func (p Plugin) funcs(ctx context.Context) skel.CNIFuncs {
 	start := bootclock.Now()
-	verb := func(name string, do func(*Request) error) func(*skel.CmdArgs) error {
+	verb := func(name string) func(*skel.CmdArgs) error {
 		return func(args *skel.CmdArgs) error {
 			r, err := newRequest(args, start)
-			if err == nil {
-				err = protect(r, do)
+			if err == nil && name == "ADD" {
+				err = r.checkNetns()
 			}
-			if err == nil {
-				return nil
+			if err != nil {
+				return Error(r.operation(name), err)
 			}
-			return Error(r.operation(name), err)
+			result, err := p.Serve(ctx, name, r)
+			if err != nil || result == nil {
+				return err
+			}
+			if err := types.PrintResult(result, r.CNIVersion); err != nil {
+				return Error(r.operation(name), err)
+			}
+			return nil
 		}
 	}
-	return skel.CNIFuncs{
-		Add: verb("ADD", func(r *Request) error {
-			if err := r.checkNetns(); err != nil {
-				return err
-			}
-			result, err := p.Add(ctx, r)
-			if err != nil {
-				return err
-			}
-			return types.PrintResult(result, r.CNIVersion)
-		}),
-		Del:   verb("DEL", func(r *Request) error { return p.Del(ctx, r) }),
-		Check: verb("CHECK", func(r *Request) error { return p.Check(ctx, r) }),
-		GC:    verb("GC", func(r *Request) error { return p.GC(ctx, r) }),
-		Status: verb("STATUS", func(r *Request) error {
-			return unavailable(p.Status(ctx, r))
-		}),
-	}
+	return skel.CNIFuncs{Add: verb("ADD"), Del: verb("DEL"), Check: verb("CHECK"), GC: verb("GC"), Status: verb("STATUS")}
 }
 
-// protect runs a verb and makes a panic of it an error, so that the runtime gets JSON.
-func protect(r *Request, do func(*Request) error) (err error) {
+// Serve serves a verb, as the program of the plugin does, for a plugin of the same process
+// that delegates to this one: the request is that plugin's own. ADD alone has a result, in
+// the newest version. An error is a [types.Error], code and all.
+func (p Plugin) Serve(ctx context.Context, verb string, r *Request) (*current.Result, error) {
+	result, err := p.protected(ctx, verb, r)
+	if err != nil {
+		return nil, Error(r.operation(verb), err)
+	}
+	return result, nil
+}
+
+// protected serves a verb and makes a panic an error, so that the runtime gets JSON.
+func (p Plugin) protected(ctx context.Context, verb string, r *Request) (result *current.Result, err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			slog.Error("panic", "value", v, "stack", string(debug.Stack()))
 			err = fmt.Errorf("panic, which is a bug in the plugin: %v", v)
 		}
 	}()
-	return do(r)
+	switch verb {
+	case "ADD":
+		return p.Add(ctx, r)
+	case "DEL":
+		return nil, p.Del(ctx, r)
+	case "CHECK":
+		return nil, p.Check(ctx, r)
+	case "GC":
+		return nil, p.GC(ctx, r)
+	case "STATUS":
+		return nil, unavailable(p.Status(ctx, r))
+	}
+	panic("no such verb: " + verb)
 }
 
 // unavailable makes a failure of STATUS mean "cannot serve an ADD", unless it bears a code

@@ -103,16 +103,15 @@ type pair struct {
 	veth   link.Veth
 }
 
-// connect asks the IPAM plugin for addresses and meanwhile makes bridge and veth pair,
-// which take about as long as the other process takes to start.
-func connect(ctx context.Context, r *cniedge.Request, conf *config, plugin *ipam, host *link.Host, task *link.Task, back *undo) (pair, error) {
+// connect asks the IPAM plugin for addresses and meanwhile makes bridge and veth pair.
+func connect(ctx context.Context, r *cniedge.Request, conf *config, plugin *delegate, host *link.Host, task *link.Task, back *undo) (pair, error) {
 	type answer struct {
 		grant
 		err error
 	}
 	asked := make(chan answer, 1)
 	go func() {
-		g, err := plugin.add(ctx, r.CNIVersion)
+		g, err := plugin.add(ctx)
 		asked <- answer{g, err}
 	}()
 	var p pair
@@ -124,23 +123,26 @@ func connect(ctx context.Context, r *cniedge.Request, conf *config, plugin *ipam
 	if err == nil {
 		p.veth, err = host.MakeVeth(task, r.Attachment, bridge, conf.mtu, bootclock.Now())
 	}
-	ipam := <-asked
-	p.grant = ipam.grant
+	given := <-asked
+	p.grant = given.grant
 
 	// An IPAM plugin that refuses has taken nothing, and what it refuses to give twice is in
 	// use. One that died, or answered nonsense, may have taken an address: nobody has it but
 	// this attachment, if its veth is new.
-	refused := errors.As(ipam.err, new(*types.Error))
-	if ipam.err == nil || !refused && err == nil {
-		back.push(func(ctx context.Context) error { return plugin.do(ctx, "DEL") })
+	refused := errors.As(given.err, new(*types.Error))
+	if given.err == nil || !refused && err == nil {
+		back.push(func(ctx context.Context) error {
+			_, err := plugin.do(ctx, "DEL")
+			return err
+		})
 	}
 	if err == nil {
 		back.push(func(context.Context) error {
 			return host.DelVeth(p.veth, func() error { return guard.Remove(bridge.Name, p.veth.Name) })
 		})
 	}
-	if ipam.err != nil {
-		return p, ipam.err
+	if given.err != nil {
+		return p, given.err
 	}
 	return p, err
 }

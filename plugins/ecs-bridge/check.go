@@ -35,7 +35,8 @@ func check(ctx context.Context, r *cniedge.Request) error {
 	if err := checkLinks(r, conf, prev); err != nil {
 		return types.NewError(cniedge.CodeMismatch, err.Error(), "")
 	}
-	return plugin.do(ctx, "CHECK")
+	_, err = plugin.do(ctx, "CHECK")
+	return err
 }
 
 // checkLinks names the first thing that is not as ADD left it.
@@ -120,7 +121,8 @@ func status(ctx context.Context, r *cniedge.Request) error {
 	if err := checkBridge(host, conf.bridge, r.Network); err != nil {
 		return err
 	}
-	return plugin.do(ctx, "STATUS")
+	_, err = plugin.do(ctx, "STATUS")
+	return err
 }
 
 // checkBridge reports what an ADD would fail for. A bridge that is missing or down is

@@ -113,7 +113,11 @@ func FuzzGrant(f *testing.F) {
 	f.Add([]byte(`{"cniVersion": "1.1.0", "ips": [{"address": "10.0.0.2/24", "gateway": "10.0.0.1"}], "routes": [{"dst": "0.0.0.0/0"}]}`))
 	f.Add([]byte(`{"cniVersion": "1.1.0", "ips": [null], "routes": [null]}`))
 	f.Fuzz(func(t *testing.T, answer []byte) {
-		g, err := parseGrant(answer, "1.1.0")
+		result, err := parseResult(answer, "1.1.0")
+		if err != nil {
+			return
+		}
+		g, err := newGrant(result)
 		if err != nil {
 			return
 		}

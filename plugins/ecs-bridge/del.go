@@ -48,7 +48,8 @@ func (p place) release(ctx context.Context, r *cniedge.Request, verb string) err
 	if err != nil {
 		return err
 	}
-	return plugin.do(ctx, verb)
+	_, err = plugin.do(ctx, verb)
+	return err
 }
 
 // collect removes what the network's attachments have left that are not valid any more.

@@ -4,8 +4,12 @@ package main
 
 import "taskmeta/internal/cniedge"
 
-// version is set by the build.
-var version = "unknown"
+// The build sets the version, and the build ID of the ecs-ipam that it made from the same
+// sources; without one, ecs-ipam is always started as a program.
+var (
+	version = "unknown"
+	builtIn string
+)
 
 const help = `ecs-bridge is a CNI plugin: it connects a task to a bridge, by an interface that can
 only send as itself.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -198,7 +199,7 @@ func TestIdentityOfTheTask(t *testing.T) {
 		"addresses of the plugins before": {
 			conf: `{"cniVersion": "0.4.0", "name": "ecs-task", "ipam": {"type": "ecs-ipam"}, "prevResult": {"cniVersion": "0.4.0",
 				"ips": [{"version": "4", "address": "10.9.0.4/24"}, {"version": "6", "address": "2001:db8::4/64"}]}}`,
-			want: ecs.Binding{TaskAddrs: mustAddrs("10.9.0.4", "2001:db8::4")},
+			want: ecs.Binding{TaskAddrs: []netip.Addr{netip.MustParseAddr("10.9.0.4"), netip.MustParseAddr("2001:db8::4")}},
 		},
 	}
 	for name, test := range tests {

@@ -1,4 +1,4 @@
-package main
+package ipam
 
 import (
 	"encoding/json"
@@ -10,13 +10,6 @@ import (
 	"taskmeta/internal/cniedge"
 	"taskmeta/internal/ecs"
 )
-
-func mustAddrs(texts ...string) (addrs []netip.Addr) {
-	for _, text := range texts {
-		addrs = append(addrs, netip.MustParseAddr(text))
-	}
-	return addrs
-}
 
 func TestConfigErrorsNameKeyValueAndExpectation(t *testing.T) {
 	t.Parallel()
@@ -120,7 +113,7 @@ func TestConfigOfFamilies(t *testing.T) {
 // granted; and what DEL needs is found in all that ADD takes.
 func FuzzConfig(f *testing.F) {
 	for _, seed := range []string{
-		plainConf,
+		`{"cniVersion": "1.1.0", "name": "ecs-task", "ipam": {"type": "ecs-ipam"}}`,
 		`{"name": "n", "ipam": {"ipv4-subnet": "10.0.0.0/24", "ipv4-address": "10.0.0.2/24", "ipv4-gateway": "10.0.0.1"}}`,
 		`{"name": "n", "ipam": {"ipv6-subnet": "fd00::/64", "ipv6-routes": [{"dst": "::/0", "gw": "fd00::9"}], "id": "x"}}`,
 		`{"name": "n", "ipam": {"ipv4-subnet": "::ffff:10.0.0.0/120"}}`,

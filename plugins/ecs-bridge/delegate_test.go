@@ -1,0 +1,100 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"taskmeta/internal/testnet"
+)
+
+// started is a script that is the ecs-ipam built beside ecs-bridge, under a head of its own.
+func started() string { return `exec ` + bin + `/ecs-ipam` }
+
+// The ecs-ipam that was built beside ecs-bridge is known by its head, and never started: the
+// head alone does.
+func TestBuiltInIsNotStarted(t *testing.T) {
+	t.Parallel()
+	h, task := newHost(t), testnet.T(t)
+	whole, err := os.Open(filepath.Join(bin, "ecs-ipam"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer whole.Close()
+	h.path = t.TempDir()
+	head, err := os.OpenFile(filepath.Join(h.path, "ecs-ipam"), os.O_CREATE|os.O_WRONLY, 0o755)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer head.Close()
+	if _, err := io.CopyN(head, whole, 8<<10); err != nil {
+		t.Fatal(err)
+	}
+	before := h.things(t)
+	h.must(t, "ADD", "c1", task.Path(), conf())
+	h.must(t, "STATUS", "c1", task.Path(), conf())
+	h.must(t, "DEL", "c1", task.Path(), conf())
+	h.left(t, before)
+}
+
+// Any other ecs-ipam in CNI_PATH is started.
+func TestAnotherIPAMIsStarted(t *testing.T) {
+	t.Parallel()
+	h, task := newHost(t), testnet.T(t)
+	mark := filepath.Join(t.TempDir(), "started")
+	h.plugin(t, "ecs-ipam", `echo "$CNI_COMMAND" >> `+mark+`; `+started())
+	h.must(t, "ADD", "c1", task.Path(), conf())
+	h.must(t, "DEL", "c1", task.Path(), conf())
+	if got, err := os.ReadFile(mark); err != nil || string(got) != "ADD\nDEL\n" {
+		t.Errorf("started for %q (%v), want ADD and DEL", got, err)
+	}
+}
+
+// Built in or started, ecs-ipam answers the same.
+func TestBuiltInAnswersTheSame(t *testing.T) {
+	t.Parallel()
+	tests := map[string]struct {
+		verb, conf string
+		before     []string // verbs
+	}{
+		"an address":             {verb: "ADD", conf: conf()},
+		"a result of CNI 0.3.1":  {verb: "ADD", conf: `{"cniVersion": "0.3.1", "name": "ecs-task", "ipam": {"type": "ecs-ipam"}}`},
+		"held":                   {verb: "ADD", conf: conf(), before: []string{"ADD"}},
+		"a bad key":              {verb: "ADD", conf: `{"cniVersion": "1.1.0", "name": "ecs-task", "ipam": {"type": "ecs-ipam", "ipv4-subnet": "10.0.0.0"}}`},
+		"STATUS with a bad key":  {verb: "STATUS", conf: `{"cniVersion": "1.1.0", "name": "ecs-task", "ipam": {"type": "ecs-ipam", "ipv4-subnet": "10.0.0.0"}}`},
+		"STATUS of a full pool":  {verb: "STATUS", conf: `{"cniVersion": "1.1.0", "name": "ecs-task", "ipam": {"type": "ecs-ipam", "ipv4-subnet": "10.0.0.0/30"}}`, before: []string{"ADD"}},
+		"GC with nothing listed": {verb: "GC", conf: conf(`"cni.dev/valid-attachments": []`), before: []string{"ADD"}},
+		"DEL with a bad path":    {verb: "DEL", conf: `{"cniVersion": "1.1.0", "name": "ecs-task", "ipam": {"type": "ecs-ipam", "db-path": 3}}`},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			task, db := testnet.T(t), filepath.Join(t.TempDir(), "bindings.db")
+			answers := make(map[string]string)
+			for _, way := range []string{"built in", "started"} {
+				if err := os.RemoveAll(db); err != nil {
+					t.Fatal(err)
+				}
+				h := newHost(t)
+				h.db = db
+				if way == "started" {
+					h.plugin(t, "ecs-ipam", started())
+				}
+				for _, verb := range test.before {
+					h.must(t, verb, "c1", task.Path(), test.conf)
+				}
+				cmd := h.command(test.verb, "c1", task.Path(), test.conf)
+				var out bytes.Buffer
+				cmd.Stdout = &out
+				answers[way] = fmt.Sprint(h.Run(cmd), out.String())
+				h.must(t, "DEL", "c1", task.Path(), conf())
+			}
+			if answers["built in"] != answers["started"] {
+				t.Errorf("built in it answers\n%s\nstarted\n%s", answers["built in"], answers["started"])
+			}
+		})
+	}
+}
