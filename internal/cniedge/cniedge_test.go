@@ -52,8 +52,8 @@ func TestFailuresAreJSON(t *testing.T) {
 		"an error of the domain":    {"CHECK", "/run/netns/c1", types.Error{Code: 103, Msg: "CHECK of c1/eth0 in network net", Details: "no binding for c1/eth0 in network net"}},
 		"STATUS that can't":         {"STATUS", "", types.Error{Code: 50, Msg: "STATUS of c1/eth0 in network net", Details: "the bindings file is damaged"}},
 		"the plugin's own netns":    {"ADD", "/proc/self/ns/net", types.Error{Code: 8, Msg: "ADD of c1/eth0 in network net", Details: `CNI_NETNS is "/proc/self/ns/net", which is the plugin's own network namespace: expected the task's`}},
-		"a verb that is not known":  {"ADDD", "", types.Error{Code: 4, Msg: "unknown CNI_COMMAND: ADDD"}},
-		"a variable that is missed": {"ADD", "", types.Error{Code: 4, Msg: "required env variables [CNI_NETNS] missing"}},
+		"a verb that is not known":  {"ADDD", "", types.Error{Code: 4, Msg: `CNI_COMMAND is "ADDD": expected ADD, DEL, CHECK, GC, STATUS or VERSION`}},
+		"a variable that is missed": {"ADD", "", types.Error{Code: 4, Msg: `CNI_NETNS is "": expected the path of the task's network namespace`}},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -100,6 +100,78 @@ func TestCodes(t *testing.T) {
 			err := Error("ADD", fmt.Errorf("the first step: %w", test.err))
 			if !errors.As(err, &got) || got.Code != test.want || !strings.HasPrefix(got.Details, "the first step: ") {
 				t.Errorf("%v, want code %d", got, test.want)
+			}
+		})
+	}
+}
+
+func TestEnvironment(t *testing.T) {
+	good := map[string]string{"CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "CNI_NETNS": "/run/netns/c1", "CNI_PATH": "/opt/cni/bin"}
+	tests := map[string]struct{ verb, name, value, problem string }{
+		"all of it":                    {verb: "ADD"},
+		"no container":                 {"ADD", "CNI_CONTAINERID", "", `CNI_CONTAINERID is "": expected the ID of a container`},
+		"a container's path":           {"DEL", "CNI_CONTAINERID", "../c1", "letters, digits"},
+		"a container with a dash":      {verb: "CHECK", name: "CNI_CONTAINERID", value: "c-1_A.z"},
+		"a dash before all":            {"CHECK", "CNI_CONTAINERID", "-c1", "of which the first is a letter"},
+		"an interface of 16 bytes":     {"ADD", "CNI_IFNAME", "eth0123456789012", "1 to 15 bytes"},
+		"an interface of 15 bytes":     {verb: "ADD", name: "CNI_IFNAME", value: "eth012345678901"},
+		"an interface with a slash":    {"DEL", "CNI_IFNAME", "a/b", "1 to 15 bytes"},
+		"an interface named ..":        {"DEL", "CNI_IFNAME", "..", "not . or .."},
+		"an interface with a space":    {"DEL", "CNI_IFNAME", "a b", "without /, : and space"},
+		"DEL of a namespace that went": {verb: "DEL", name: "CNI_NETNS"},
+		"CHECK without a namespace":    {"CHECK", "CNI_NETNS", "", "CNI_NETNS"},
+		"no path":                      {"GC", "CNI_PATH", "", "CNI_PATH"},
+		"GC of no container":           {verb: "GC", name: "CNI_CONTAINERID"},
+		"STATUS of no interface":       {verb: "STATUS", name: "CNI_IFNAME"},
+		"a verb in small letters":      {"add", "", "", "CNI_COMMAND"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			for name, value := range good {
+				t.Setenv(name, value)
+			}
+			if test.name != "" {
+				t.Setenv(test.name, test.value)
+			}
+			r, err := fromEnvironment(test.verb, 0)
+			switch {
+			case test.problem == "" && (err != nil || r.Path != good["CNI_PATH"]):
+				t.Errorf("refused: %v", err)
+			case test.problem != "" && (err == nil || !strings.Contains(err.Error(), test.problem) || code(err) != types.ErrInvalidEnvironmentVariables):
+				t.Errorf("%v, want one of the environment that says %s", err, test.problem)
+			}
+		})
+	}
+}
+
+func TestConfigEverywhere(t *testing.T) {
+	t.Parallel()
+	tests := map[string]struct {
+		verb, config string
+		want         uint
+	}{
+		"all there":              {"ADD", `{"cniVersion": "0.3.0", "name": "net"}`, 0},
+		"no JSON":                {"ADD", `{`, types.ErrDecodingFailure},
+		"no object":              {"ADD", `[]`, types.ErrDecodingFailure},
+		"no version":             {"ADD", `{"name": "net"}`, types.ErrIncompatibleCNIVersion},
+		"a version before ours":  {"DEL", `{"cniVersion": "0.2.0", "name": "net"}`, types.ErrIncompatibleCNIVersion},
+		"a version to come":      {"DEL", `{"cniVersion": "1.2.0", "name": "net"}`, types.ErrIncompatibleCNIVersion},
+		"CHECK before it was":    {"CHECK", `{"cniVersion": "0.3.1", "name": "net"}`, types.ErrIncompatibleCNIVersion},
+		"CHECK in its first":     {"CHECK", `{"cniVersion": "0.4.0", "name": "net"}`, 0},
+		"GC before it was":       {"GC", `{"cniVersion": "1.0.0", "name": "net"}`, types.ErrIncompatibleCNIVersion},
+		"STATUS in its first":    {"STATUS", `{"cniVersion": "1.1.0", "name": "net"}`, 0},
+		"a version as a number":  {"ADD", `{"cniVersion": 1.1, "name": "net"}`, types.ErrIncompatibleCNIVersion},
+		"no name":                {"ADD", `{"cniVersion": "1.1.0"}`, types.ErrInvalidNetworkConfig},
+		"an empty name":          {"ADD", `{"cniVersion": "1.1.0", "name": ""}`, types.ErrInvalidNetworkConfig},
+		"a name with a space":    {"ADD", `{"cniVersion": "1.1.0", "name": "a net"}`, types.ErrInvalidNetworkConfig},
+		"a name that is no text": {"ADD", `{"cniVersion": "1.1.0", "name": null}`, types.ErrInvalidNetworkConfig},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			err := (&Request{Config: []byte(test.config)}).readConfig(test.verb)
+			if test.want == 0 && err != nil || test.want != 0 && (err == nil || code(err) != test.want) {
+				t.Errorf("%v, want the code %d", err, test.want)
 			}
 		})
 	}

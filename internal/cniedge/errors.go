@@ -23,7 +23,7 @@ const (
 	CodeNewerSchema                   // the bindings file is a later version's
 )
 
-// Error gives err, which is not nil, the code that a runtime acts on. It must be the last wrap: skel takes
+// Error gives err, which is not nil, the code that a runtime acts on. It must be the last wrap: Main takes
 // the first *types.Error in the chain and drops all that was said around it. An error
 // that bears a code already keeps it, and keeps what was said around it as well.
 func Error(operation string, err error) error {

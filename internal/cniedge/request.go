@@ -9,10 +9,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/types/create"
+	"golang.org/x/sys/unix"
 
 	"taskmeta/internal/ecs"
 )
@@ -40,24 +40,91 @@ type Request struct {
 	args string
 }
 
-func newRequest(args *skel.CmdArgs, start time.Duration) (*Request, error) {
-	r := &Request{
-		Attachment: ecs.Attachment{Container: args.ContainerID, IfName: args.IfName},
-		Netns:      args.Netns,
-		Path:       args.Path,
-		Config:     args.StdinData,
-		Start:      earlier(start, os.Getenv(envStart)),
-		args:       args.Args,
-	}
-	if err := json.Unmarshal(args.StdinData, &r.Keys); err != nil {
-		return r, types.NewError(types.ErrDecodingFailure, "reading the network configuration: "+err.Error(), "")
-	}
-	for key, into := range map[string]*string{"cniVersion": &r.CNIVersion, "name": &r.Network} {
-		if err := json.Unmarshal(r.Keys[key], into); err != nil {
-			return r, BadKey(key, r.Keys[key], "a string")
+// need says what a verb cannot do without. Each has CNI_PATH, since a plugin may delegate.
+type need struct {
+	verb              string
+	attachment, netns bool
+	since             string // the version of CNI that brought it
+}
+
+var needs = [...]need{
+	{verb: "ADD", attachment: true, netns: true, since: Versions[0]},
+	{verb: "DEL", attachment: true, since: Versions[0]},
+	{verb: "CHECK", attachment: true, netns: true, since: "0.4.0"},
+	{verb: "GC", since: "1.1.0"},
+	{verb: "STATUS", since: "1.1.0"},
+}
+
+func needsOf(verb string) (need, bool) {
+	for _, n := range needs {
+		if n.verb == verb {
+			return n, true
 		}
 	}
+	return need{}, false
+}
+
+// fromEnvironment returns a request with what the environment says of it.
+func fromEnvironment(verb string, start time.Duration) (*Request, error) {
+	n, ok := needsOf(verb)
+	if !ok {
+		return nil, BadEnv("CNI_COMMAND", verb, "ADD, DEL, CHECK, GC, STATUS or VERSION")
+	}
+	r := &Request{
+		Attachment: ecs.Attachment{Container: os.Getenv("CNI_CONTAINERID"), IfName: os.Getenv("CNI_IFNAME")},
+		Netns:      os.Getenv("CNI_NETNS"),
+		Path:       os.Getenv("CNI_PATH"),
+		Start:      earlier(start, os.Getenv(envStart)),
+		args:       os.Getenv("CNI_ARGS"),
+	}
+	switch {
+	case n.attachment && !isName(r.Container):
+		return nil, BadEnv("CNI_CONTAINERID", r.Container, "the ID of a container: "+nameExpected)
+	case n.attachment && !isIfName(r.IfName):
+		return nil, BadEnv("CNI_IFNAME", r.IfName, "the name of an interface: 1 to 15 bytes, without /, : and space, and not . or ..")
+	case n.netns && r.Netns == "":
+		return nil, BadEnv("CNI_NETNS", r.Netns, "the path of the task's network namespace")
+	case r.Path == "":
+		return nil, BadEnv("CNI_PATH", r.Path, "the folders of the plugins")
+	}
 	return r, nil
+}
+
+const nameExpected = "letters, digits, _, . and -, of which the first is a letter or a digit"
+
+// isName reports whether the specification lets a container's ID or a network's name be so.
+func isName(s string) bool {
+	for i := range len(s) {
+		c := s[i]
+		word := '0' <= c && c <= '9' || 'A' <= c && c <= 'Z' || 'a' <= c && c <= 'z'
+		if !word && (i == 0 || c != '_' && c != '.' && c != '-') {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// isIfName reports whether the kernel lets an interface have that name (dev_valid_name).
+func isIfName(s string) bool {
+	return s != "" && len(s) < unix.IFNAMSIZ && s != "." && s != ".." && !strings.ContainsAny(s, "/: \t\n\v\f\r")
+}
+
+// readConfig reads what every network configuration has.
+func (r *Request) readConfig(verb string) error {
+	if err := json.Unmarshal(r.Config, &r.Keys); err != nil {
+		return types.NewError(types.ErrDecodingFailure, "reading the network configuration: "+err.Error(), "")
+	}
+	version, name := r.Keys["cniVersion"], r.Keys["name"]
+	n, _ := needsOf(verb)
+	spoken := Versions[slices.Index(Versions, n.since):]
+	if json.Unmarshal(version, &r.CNIVersion) != nil || !slices.Contains(spoken, r.CNIVersion) {
+		bad := BadKey("cniVersion", version, strings.Join(spoken, ", ")+" for "+verb)
+		return types.NewError(types.ErrIncompatibleCNIVersion, bad.Error(), "")
+	}
+	if json.Unmarshal(name, &r.Network) != nil || !isName(r.Network) {
+		return BadKey("name", name, "a network's name: "+nameExpected)
+	}
+	return nil
 }
 
 // envStart hands the start of the runtime's plugin on, in nanoseconds since boot. A GC that
