@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -258,7 +260,7 @@ func writeRow(w io.Writer, r row) error {
 	line("id", r.ID)
 	line("task", r.TaskARN)
 	line("since", since(r.Created))
-	for _, key := range sortedKeys(r.Labels) {
+	for _, key := range slices.Sorted(maps.Keys(r.Labels)) {
 		line("label", key+"="+r.Labels[key])
 	}
 	for _, addr := range r.TaskAddrs {

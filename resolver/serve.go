@@ -122,7 +122,7 @@ func serve(ctx context.Context, s settings) error {
 	if err != nil {
 		return err
 	}
-	index, err := docker.New(docker.Config{Host: s.dockerHost, Addresses: addressesOf, Counters: countersOf, Logger: log})
+	index, err := docker.New(docker.Config{Host: s.dockerHost, Addresses: addressesOf, Counters: countersOf, Uncontained: uncontained, Logger: log})
 	if err != nil {
 		return err
 	}

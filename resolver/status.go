@@ -1,13 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"taskmeta/internal/admin"
 	"taskmeta/internal/attach"
 	"taskmeta/internal/bindingdb"
 	"taskmeta/internal/ecs"
@@ -137,10 +138,19 @@ func look(ctx context.Context, at *attach.Attacher, p *place, mode guard.Mode, l
 	if err != nil {
 		return append(found, finding{Name: "resolver", Says: err.Error()})
 	}
-	for _, part := range sortedKeys(says) {
-		found = append(found, finding{"resolver: " + part, says[part] == "ok", says[part]})
+	for _, c := range says.Checks {
+		found = append(found, finding{"resolver: " + c.Name, c.OK, cmp.Or(c.Problem, "ok")})
 	}
+	check("containers", func() (string, error) { return lookAtContainers(says) })
 	return found
+}
+
+// lookAtContainers looks for containers of tasks that no guard holds.
+func lookAtContainers(says *admin.Status) (string, error) {
+	if names := says.Uncontained(); len(names) > 0 {
+		return "", fmt.Errorf("%s can change the host's network, and cut off other tasks: start it without CAP_NET_ADMIN and CAP_SYS_ADMIN, or with a user namespace of its own (userns-remap)", strings.Join(names, ", "))
+	}
+	return "none of a task's can change the host's network", nil
 }
 
 // lookAtBindings reads the bindings file.
@@ -234,31 +244,31 @@ func lookAtAddress(bridge string) (string, error) {
 }
 
 // askResolver asks the resolver that runs what it says of each of its parts.
-func askResolver(ctx context.Context, admin string) (map[string]string, error) {
+func askResolver(ctx context.Context, at string) (*admin.Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	network, host := "tcp", admin
-	if path, ok := strings.CutPrefix(admin, "unix:"); ok {
-		network, admin, host = "unix", path, "localhost"
+	network, host := "tcp", at
+	if path, ok := strings.CutPrefix(at, "unix:"); ok {
+		network, at, host = "unix", path, "localhost"
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+host+"/readyz", nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+host+"/status.json", nil)
 	if err != nil {
 		return nil, err
 	}
 	client := http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, network, admin)
+			return new(net.Dialer).DialContext(ctx, network, at)
 		},
 		DisableKeepAlives: true,
 	}}
 	reply, err := client.Do(request)
 	if err != nil {
-		return nil, fmt.Errorf("no resolver answers at %s (%w): `systemctl start ecs-resolver`, or `ecs-resolver serve`", admin, errors.Unwrap(err))
+		return nil, fmt.Errorf("no resolver answers at %s (%w): `systemctl start ecs-resolver`, or `ecs-resolver serve`", at, errors.Unwrap(err))
 	}
 	defer reply.Body.Close()
-	var says map[string]string
-	if err := json.NewDecoder(reply.Body).Decode(&says); err != nil {
-		return nil, fmt.Errorf("%s answers with %s and no JSON: is another program there?", admin, reply.Status)
+	says := &admin.Status{}
+	if err := json.NewDecoder(reply.Body).Decode(says); err != nil {
+		return nil, fmt.Errorf("%s answers with %s and no JSON: is another program there?", at, reply.Status)
 	}
 	return says, nil
 }
@@ -278,5 +288,3 @@ func writeFindings(w io.Writer, found []finding) error {
 	}
 	return t.Flush()
 }
-
-func sortedKeys(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) }

@@ -36,10 +36,12 @@ var (
 		"Times that the host's packet filter was found changed and was put right.", nil, nil)
 	portsDesc = prometheus.NewDesc("taskmeta_guard_unknown_ports",
 		"Ports of the bridge that belong to no attachment.", nil, nil)
+	uncontainedDesc = prometheus.NewDesc("taskmeta_guard_uncontained_containers",
+		"Containers of tasks that can change the host's network, whatever the guard of their port.", nil, nil)
 
 	stateDescs = []*prometheus.Desc{
 		infoDesc, checkDesc, poolDesc, bindingsDesc, goneDesc, loadsDesc, connectedDesc,
-		containersDesc, eventsDesc, resyncsDesc, streamsDesc, repairsDesc, portsDesc,
+		containersDesc, eventsDesc, resyncsDesc, streamsDesc, repairsDesc, portsDesc, uncontainedDesc,
 	}
 )
 
@@ -97,6 +99,7 @@ func (c hostCollector) Collect(ch chan<- prometheus.Metric) {
 	count(resyncsDesc, status.Docker.Resyncs)
 	count(repairsDesc, status.Guard.Repairs)
 	gauge(portsDesc, float64(len(status.Guard.UnknownPorts)))
+	gauge(uncontainedDesc, float64(len(status.Uncontained())))
 }
 
 func number(yes bool) float64 {

@@ -49,6 +49,7 @@ taskmeta_docker_events_total 27
 taskmeta_docker_resyncs_total 2
 taskmeta_docker_stats_streams 0
 taskmeta_guard_repairs_total 4
+taskmeta_guard_uncontained_containers 0
 taskmeta_guard_unknown_ports 2
 taskmeta_pool_addresses{state="free",subnet="169.254.172.0/22"} 1018
 taskmeta_pool_addresses{state="used",subnet="169.254.172.0/22"} 3

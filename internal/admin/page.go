@@ -72,6 +72,8 @@ type view struct {
 	Status
 	Failed []Finding
 	Gone   int
+	// Uncontained are containers by their names.
+	Uncontained []string
 	// Inventory changes when what the part of that name shows does.
 	Inventory string
 	Maps      []poolMap
@@ -80,7 +82,7 @@ type view struct {
 }
 
 func newView(status Status) view {
-	v := view{Status: status, Gone: status.gone(), Inventory: fingerprint(status)}
+	v := view{Status: status, Gone: status.gone(), Uncontained: status.Uncontained(), Inventory: fingerprint(status)}
 	for _, f := range status.Checks {
 		if !f.OK {
 			v.Failed = append(v.Failed, f)

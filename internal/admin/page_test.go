@@ -123,6 +123,22 @@ func TestPageSaysWhatIsWrong(t *testing.T) {
 			change: func(_ *admin.Server, s *admin.State) { s.Guard.UnknownPorts = []string{"veth66"} },
 			says:   "Unknown port veth66 on the bridge.",
 		},
+		"a container that is not held": {
+			change: func(s *admin.Server, _ *admin.State) {
+				known := s.TaskOf
+				s.TaskOf = func(b *ecs.Binding) *ecs.Task {
+					task := known(b)
+					if task == nil {
+						return nil
+					}
+					same := *task
+					same.Containers = slices.Clone(same.Containers)
+					same.Containers[0].Uncontained = true
+					return &same
+				}
+			},
+			says: "can change the host's network",
+		},
 		"Docker is away": {
 			change: func(_ *admin.Server, s *admin.State) { s.Docker.Connected = false },
 			says:   "away since 2026-11-24 04:00:12 UTC",

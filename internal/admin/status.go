@@ -109,6 +109,8 @@ type Container struct {
 	Pause  bool       `json:"pause"`
 	// Health is "" where the container has no health check that has spoken yet.
 	Health string `json:"health,omitempty"`
+	// Uncontained is as in [ecs.Container].
+	Uncontained bool `json:"uncontained,omitempty"`
 }
 
 // status is the state of everything now.
@@ -146,6 +148,18 @@ func (s *Status) gone() int {
 	return n
 }
 
+// Uncontained are the containers that are so, each after the name of its task.
+func (s *Status) Uncontained() (names []string) {
+	for i := range s.Tasks {
+		for _, c := range s.Tasks[i].Containers {
+			if c.Uncontained {
+				names = append(names, cmp.Or(s.Tasks[i].Family, s.Tasks[i].Addrs[0].String())+"/"+c.Name)
+			}
+		}
+	}
+	return names
+}
+
 // newTask joins a binding with what Docker knows of its task, which is nil for nothing.
 func newTask(b *ecs.Binding, known *ecs.Task, connected bool) Task {
 	t := Task{
@@ -171,7 +185,7 @@ func newTask(b *ecs.Binding, known *ecs.Task, connected bool) Task {
 	t.Cluster, t.ARN, t.Family, t.Revision, t.Known = known.Cluster, known.ARN, known.Family, known.Revision, known.Known
 	for i := range known.Containers {
 		c := &known.Containers[i]
-		of := Container{ID: c.ID, Name: c.Name, Image: c.Image, Status: c.Known, Pause: c.Pause}
+		of := Container{ID: c.ID, Name: c.Name, Image: c.Image, Status: c.Known, Pause: c.Pause, Uncontained: c.Uncontained}
 		if c.Health != nil {
 			of.Health = c.Health.Status
 		}

@@ -57,7 +57,8 @@ func newHost(t *testing.T) *host {
 			}
 			return map[string]ecs.Counters{"eth0": {RxBytes: 42}}, nil
 		},
-		Logger: slog.New(slog.DiscardHandler),
+		Uncontained: contained,
+		Logger:      slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)

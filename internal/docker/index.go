@@ -27,7 +27,9 @@ type Config struct {
 	// Counters returns the counters of the interfaces in the network namespace of a
 	// process, by name and without loopback.
 	Counters func(pid int) (map[string]ecs.Counters, error)
-	Logger   *slog.Logger
+	// Uncontained reports whether a process, and so its container, is [ecs.Container.Uncontained].
+	Uncontained func(pid int) bool
+	Logger      *slog.Logger
 }
 
 // times are the index's bounds on waiting.

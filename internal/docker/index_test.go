@@ -29,7 +29,7 @@ const arn = "arn:aws:ecs:us-west-2:123456789012:task/default/web"
 // quick are times that a test can wait for.
 func quick() times {
 	q := defaultTimes
-	q.call, q.patience, q.probe = 500*time.Millisecond, 300*time.Millisecond, 100*time.Millisecond
+	q.call, q.patience, q.probe = 2*time.Second, 300*time.Millisecond, 100*time.Millisecond
 	q.look, q.addrs = 200*time.Millisecond, 200*time.Millisecond
 	q.retryMin, q.retryMax = 10*time.Millisecond, 50*time.Millisecond
 	q.sample, q.fresh, q.idle = 500*time.Millisecond, 200*time.Millisecond, 300*time.Millisecond
@@ -38,12 +38,14 @@ func quick() times {
 
 func noAddrs(int) ([]netip.Addr, error) { return nil, nil }
 
+func contained(int) bool { return false }
+
 func noCounters(int) (map[string]ecs.Counters, error) { return nil, nil }
 
 // newIndex makes an index of the fake that does not run yet.
 func newIndex(t testing.TB, f *fake) *Index {
 	t.Helper()
-	x, err := New(Config{Host: f.host, Addresses: noAddrs, Counters: noCounters, Logger: slog.New(slog.DiscardHandler)})
+	x, err := New(Config{Host: f.host, Addresses: noAddrs, Counters: noCounters, Uncontained: contained, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -344,7 +346,7 @@ func TestTheFirstRequestGoesFirst(t *testing.T) {
 	}
 	f.start(t)
 	x := newIndex(t, f)
-	x.times.patience = 10 * time.Second
+	x.times.call, x.times.patience = 20*time.Second, 10*time.Second
 	run(t, x)
 	task := mustTask(t, x, bindingOf(pause.ID))
 	if n := f.count("inspect"); len(task.Containers) != 2 || n > 500 {
@@ -403,6 +405,44 @@ func TestAnUnknownTaskIsNotLookedForAllTheTime(t *testing.T) {
 	}
 	if n := f.count("/containers/json") - lists; n != 1 {
 		t.Errorf("100 requests made %d lists, want 1", n)
+	}
+}
+
+// A container that the guard does not hold is known as such, and warned of once: again only
+// after it has been held, and not for a container of no task.
+func TestUncontained(t *testing.T) {
+	t.Parallel()
+	f := newFake(t)
+	pause, other := newContainer(0, "", arn), newContainer(1, "", "")
+	member := newContainer(2, pause.ID, "")
+	for _, c := range []*container.InspectResponse{pause, other, member} {
+		f.keep(c)
+	}
+	f.start(t)
+	var log bytes.Buffer
+	x := newIndex(t, f)
+	x.cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	x.cfg.Uncontained = func(pid int) bool { return pid != pause.State.Pid }
+	stop := run(t, x)
+	await(t, "the connection", connected(x))
+	task := mustTask(t, x, bindingOf(pause.ID))
+	for _, c := range task.Containers {
+		if want := c.ID == member.ID; c.Uncontained != want {
+			t.Errorf("%s is uncontained: %t, want %t", c.DockerName, c.Uncontained, want)
+		}
+	}
+	inspections := f.count("inspect")
+	f.put(events.ActionUpdate, member)
+	await(t, "another look", func() error {
+		if n := f.count("inspect"); n == inspections {
+			return errors.New("none yet")
+		}
+		return nil
+	})
+	mustTask(t, x, bindingOf(pause.ID))
+	stop()
+	if n := strings.Count(log.String(), "CAP_NET_ADMIN"); n != 1 || !strings.Contains(log.String(), "container="+member.ID) {
+		t.Errorf("%d warnings, want one of %s:\n%s", n, member.ID, &log)
 	}
 }
 

@@ -253,7 +253,7 @@ func (x *Index) work(ctx context.Context) error {
 		x.mu.Lock()
 		switch {
 		case err == nil:
-			x.catalogue.put(e)
+			x.replace(e)
 		case errdefs.IsNotFound(err):
 			x.catalogue.remove(id)
 			err = nil
@@ -271,7 +271,25 @@ func (x *Index) inspect(ctx context.Context, id string) (*entry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("inspecting container %s: %w", id, err)
 	}
-	return inspected(id, &info)
+	e, err := inspected(id, &info)
+	if err == nil && e.pid != 0 {
+		e.container.Uncontained = x.cfg.Uncontained(e.pid)
+	}
+	return e, err
+}
+
+// replace puts an entry in place of the one before, and warns of a task's container that
+// is uncontained and was not before.
+func (x *Index) replace(e *entry) {
+	before := x.catalogue.entries[e.id]
+	x.catalogue.put(e)
+	c := e.container
+	if !c.Uncontained || before != nil && before.container != nil && before.container.Uncontained {
+		return
+	}
+	if root := x.catalogue.root(e); e.arn != "" || root.arn != "" {
+		x.cfg.Logger.Warn("a task's container has CAP_NET_ADMIN or CAP_SYS_ADMIN on the host: it can change the host's network, and cut off other tasks; start it without, or with a user namespace of its own (userns-remap)", "container", c.ID, "name", c.DockerName)
+	}
 }
 
 // look asks the daemon directly for the containers of a binding that the index does not

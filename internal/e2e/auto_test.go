@@ -381,6 +381,7 @@ func TestStatus(t *testing.T) {
 		"resolver: docker":   {"", ""},
 		"resolver: bindings": {"", ""},
 		"resolver: endpoint": {"", ""},
+		"containers":         {"", ""},
 	}
 	all := h.mustRun(t, "", "status")
 	for part, p := range parts {
@@ -401,6 +402,17 @@ func TestStatus(t *testing.T) {
 	if err := json.Unmarshal([]byte(h.mustRun(t, "", "status", "--json")), &found); err != nil || len(found) != len(parts)-1 {
 		t.Errorf("status --json: %v, %d findings; want %d", err, len(found), len(parts)-1)
 	}
+
+	strong := h.task(t, "strong")
+	strong.attach(t)
+	strong.member(t, "app", "--cap-add", "NET_ADMIN")
+	testnet.Await(t, "the container that no guard holds", func() error {
+		out, err := h.command("status")
+		if line := lineOf(out, "containers"); err == nil || !strings.HasPrefix(line, "WRONG") || !strings.Contains(line, "strong/app can change") {
+			return fmt.Errorf("status (%w) says %q", err, line)
+		}
+		return nil
+	})
 }
 
 // lineOf is the line of a table whose second column is name.

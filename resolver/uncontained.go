@@ -1,0 +1,36 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// uncontained reports whether a process, or what it executes, can have CAP_NET_ADMIN or
+// CAP_SYS_ADMIN in the user namespace of this one, which is the host's: by a veth pair's end
+// the kernel lets it change the host's network then. One that has ended can nothing.
+func uncontained(pid int) bool {
+	own, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil {
+		return false
+	}
+	its, err := os.ReadFile(fmt.Sprintf("/proc/%d/uid_map", pid))
+	if err != nil || !bytes.Equal(own, its) { // the namespace's users as the initial one numbers them
+		return false
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(status)) {
+		if value, ok := strings.CutPrefix(line, "CapBnd:"); ok {
+			bounds, err := strconv.ParseUint(strings.TrimSpace(value), 16, 64)
+			return err == nil && bounds&(1<<unix.CAP_NET_ADMIN|1<<unix.CAP_SYS_ADMIN) != 0
+		}
+	}
+	return false
+}
