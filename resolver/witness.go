@@ -18,12 +18,11 @@ func newWitness(required string) (func(context.Context, *ecs.Binding, netip.Addr
 	if err != nil {
 		return nil, err
 	}
-	k := witness.Keep(w)
 	return func(_ context.Context, b *ecs.Binding, client, server netip.AddrPort) error {
 		if server.Addr().IsLoopback() {
 			// Somebody's DNAT rule led the connection here; the task knows nothing of it.
 			server = netip.AddrPortFrom(ecs.EndpointAddr, ecs.EndpointPort)
 		}
-		return k.Seen(b, client, server)
+		return w.Seen(b, client, server)
 	}, nil
 }

@@ -70,11 +70,14 @@ func veths() (map[ecs.Attachment]bool, error) {
 }
 
 // isGone reports whether the namespace of a binding without a veth is gone: there is none
-// at its path, or another one that has not got the address. One that is being attached
-// at this moment hasn't yet.
+// at its path, or another one, or one that has not got the address, as one that is being
+// attached at this moment hasn't yet.
 func isGone(b *ecs.Binding, now time.Time) (bool, error) {
 	has, err := link.Addresses(b.Netns)
 	if errors.Is(err, fs.ErrNotExist) {
+		return true, nil
+	}
+	if id, e := identify(b.Netns); e == nil && b.NetnsID != 0 && id.ino != b.NetnsID {
 		return true, nil
 	}
 	if err != nil {

@@ -98,19 +98,25 @@ func TestWhatIsGone(t *testing.T) {
 	if err := ns.Run(add); err != nil {
 		t.Fatal(err)
 	}
+	own, err := identify(ns.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
 	now := time.Now()
 	tests := map[string]struct {
 		netns, addr string
+		id          uint64
 		created     time.Time
 		want        bool
 	}{
-		"its namespace has its address":       {ns.Path(), "169.254.172.7/22", now.Add(-time.Hour), false},
-		"its namespace is gone":               {"/proc/0/ns/net", "169.254.172.7/22", now, true},
-		"another has taken its path":          {ns.Path(), "169.254.172.8/22", now.Add(-time.Hour), true},
-		"its address is not there, and young": {ns.Path(), "169.254.172.8/22", now.Add(-time.Second), false},
+		"its namespace has its address":            {ns.Path(), "169.254.172.7/22", own.ino, now.Add(-time.Hour), false},
+		"its namespace is gone":                    {"/proc/0/ns/net", "169.254.172.7/22", own.ino, now, true},
+		"another has taken its path":               {ns.Path(), "169.254.172.7/22", own.ino + 1, now, true},
+		"another has taken it, that was not known": {ns.Path(), "169.254.172.8/22", 0, now.Add(-time.Hour), true},
+		"its address is not there, and young":      {ns.Path(), "169.254.172.8/22", own.ino, now.Add(-time.Second), false},
 	}
 	for name, test := range tests {
-		b := &ecs.Binding{Netns: test.netns, Addrs: []netip.Prefix{netip.MustParsePrefix(test.addr)}, Created: test.created}
+		b := &ecs.Binding{Netns: test.netns, NetnsID: test.id, Addrs: []netip.Prefix{netip.MustParsePrefix(test.addr)}, Created: test.created}
 		if got, err := isGone(b, now); err != nil || got != test.want {
 			t.Errorf("%s: gone is %t (%v), want %t", name, got, err, test.want)
 		}

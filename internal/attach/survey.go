@@ -44,6 +44,9 @@ func Survey() (found []ecs.Binding, lost []link.Veth, err error) {
 		b := ecs.Binding{Attachment: v.Attachment, Created: now.Add(v.Since - clock), Since: v.Since}
 		if i := slices.IndexFunc(ends, func(e end) bool { return e.of(v) }); i >= 0 {
 			b.Netns, b.Addrs = ends[i].netns, ends[i].Addrs
+			if id, err := identify(b.Netns); err == nil {
+				b.NetnsID = id.ino
+			}
 		}
 		guarded, err := guard.Addrs(v.Name)
 		if err != nil {
@@ -118,16 +121,7 @@ func namespaces() ([]string, error) {
 		return nil, err
 	}
 	slices.SortFunc(processes, func(a, b string) int { return cmp.Compare(pid(a), pid(b)) })
-	type id struct{ dev, ino uint64 }
-	seen := make(map[id]bool)
-	identify := func(path string) (id, error) {
-		info, err := os.Stat(path)
-		if err != nil {
-			return id{}, err
-		}
-		st := info.Sys().(*syscall.Stat_t)
-		return id{uint64(st.Dev), st.Ino}, nil
-	}
+	seen := make(map[inode]bool)
 	own, err := identify("/proc/thread-self/ns/net")
 	if err != nil {
 		return nil, fmt.Errorf("looking at this network namespace: %w", err)
@@ -143,6 +137,18 @@ func namespaces() ([]string, error) {
 		distinct = append(distinct, path)
 	}
 	return distinct, nil
+}
+
+// An inode tells network namespaces apart, whatever their paths.
+type inode struct{ dev, ino uint64 }
+
+func identify(netns string) (inode, error) {
+	info, err := os.Stat(netns)
+	if err != nil {
+		return inode{}, err
+	}
+	st := info.Sys().(*syscall.Stat_t)
+	return inode{uint64(st.Dev), st.Ino}, nil
 }
 
 // pid is that in a path below /proc.

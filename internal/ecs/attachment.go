@@ -31,6 +31,9 @@ type Binding struct {
 	Addrs []netip.Prefix `json:"addrs"`
 	// Netns is the path of the task's network namespace as the runtime gave it.
 	Netns string `json:"netns,omitempty"`
+	// NetnsID is the inode of that namespace, by which another that comes to the path later
+	// is told from it; 0 if it is unknown.
+	NetnsID uint64 `json:"netnsID,omitempty"`
 	// ID is the `ipam.id` of the configuration: by custom the pause container's Docker ID.
 	ID string `json:"id,omitempty"`
 	// TaskARN is empty when the runtime named no task.

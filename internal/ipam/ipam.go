@@ -14,6 +14,7 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
+	"golang.org/x/sys/unix"
 
 	"taskmeta/internal/bindingdb"
 	"taskmeta/internal/bootclock"
@@ -85,7 +86,7 @@ func identify(r *cniedge.Request, conf *config) (ecs.Binding, error) {
 	if label := conf.labels[ecs.LabelTaskARN]; label != "" {
 		arn = label
 	}
-	b := ecs.Binding{Attachment: r.Attachment, Netns: r.Netns, ID: conf.id, TaskARN: arn, Labels: conf.labels}
+	b := ecs.Binding{Attachment: r.Attachment, Netns: r.Netns, NetnsID: inode(r.Netns), ID: conf.id, TaskARN: arn, Labels: conf.labels}
 	prev, err := r.PrevResult()
 	if err != nil || prev == nil {
 		return b, err
@@ -96,6 +97,15 @@ func identify(r *cniedge.Request, conf *config) (ecs.Binding, error) {
 		}
 	}
 	return b, nil
+}
+
+// inode is that of a network namespace, 0 if there is none at the path.
+func inode(netns string) uint64 {
+	var st unix.Stat_t
+	if unix.Stat(netns, &st) != nil {
+		return 0
+	}
+	return st.Ino
 }
 
 // result is what ADD answers: an IPAM plugin has addresses and routes, but no interfaces.

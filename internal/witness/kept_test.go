@@ -10,16 +10,17 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"taskmeta/internal/ecs"
 	"taskmeta/internal/testnet"
 	"taskmeta/internal/witness"
 )
 
-func TestKeeperSeesWhatTheWitnessSees(t *testing.T) {
+func TestSeenByMany(t *testing.T) {
 	t.Parallel()
 	ns := testnet.T(t)
-	k := witness.Keep(newWitness(t))
+	w := newWitness(t)
 	client, server := accept(t, ns, "127.0.0.1:0", func(a string) (net.Conn, error) { return ns.DialContext(t.Context(), "tcp", a) })
 	from, to := addrPort(client.LocalAddr()), addrPort(client.RemoteAddr())
 	b := &ecs.Binding{Netns: ns.Path()}
@@ -27,10 +28,10 @@ func TestKeeperSeesWhatTheWitnessSees(t *testing.T) {
 	for range 8 {
 		all.Go(func() {
 			for range 50 {
-				if err := k.Seen(b, from, to); err != nil {
+				if err := w.Seen(b, from, to); err != nil {
 					t.Errorf("a connection that stands: %v", err)
 				}
-				if err := k.Seen(b, to, to); !errors.Is(err, witness.ErrNoSocket) {
+				if err := w.Seen(b, to, to); !errors.Is(err, witness.ErrNoSocket) {
 					t.Errorf("a connection to itself: %v; want ErrNoSocket", err)
 				}
 			}
@@ -39,40 +40,63 @@ func TestKeeperSeesWhatTheWitnessSees(t *testing.T) {
 	all.Wait()
 	server.Close()
 	client.Close()
-	if err := k.Seen(b, from, to); !errors.Is(err, witness.ErrNoSocket) {
+	if err := w.Seen(b, from, to); !errors.Is(err, witness.ErrNoSocket) {
 		t.Errorf("a connection that is over: %v; want ErrNoSocket", err)
 	}
 	other := &ecs.Binding{Netns: filepath.Join(t.TempDir(), "gone")}
-	if err := k.Seen(other, from, to); !errors.Is(err, os.ErrNotExist) {
+	if err := w.Seen(other, from, to); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a namespace that is gone: %v; want ErrNotExist", err)
 	}
 }
 
 // Two bindings of one path are two namespaces: the path has been given to another since.
-func TestKeeperKeepsByBinding(t *testing.T) {
+func TestKeptByBinding(t *testing.T) {
 	t.Parallel()
 	first, second := testnet.T(t), testnet.T(t)
-	k := witness.Keep(newWitness(t))
+	w := newWitness(t)
 	client, _ := accept(t, second, "127.0.0.1:0", func(a string) (net.Conn, error) { return second.DialContext(t.Context(), "tcp", a) })
 	from, to := addrPort(client.LocalAddr()), addrPort(client.RemoteAddr())
 	path := filepath.Join(t.TempDir(), "net")
 	if err := os.Symlink(first.Path(), path); err != nil {
 		t.Fatal(err)
 	}
-	if err := k.Seen(&ecs.Binding{Netns: path}, from, to); !errors.Is(err, witness.ErrNoSocket) {
+	if err := w.Seen(&ecs.Binding{Netns: path}, from, to); !errors.Is(err, witness.ErrNoSocket) {
 		t.Errorf("the first binding: %v; want ErrNoSocket", err)
 	}
 	if err := errors.Join(os.Remove(path), os.Symlink(second.Path(), path)); err != nil {
 		t.Fatal(err)
 	}
-	if err := k.Seen(&ecs.Binding{Netns: path}, from, to); err != nil {
+	if err := w.Seen(&ecs.Binding{Netns: path}, from, to); err != nil {
 		t.Errorf("the second binding: %v", err)
+	}
+}
+
+// A path that has come to another namespace, as /proc/PID does when the PID is used again,
+// is not the task's.
+func TestANamespaceInPlaceOfTheTasks(t *testing.T) {
+	t.Parallel()
+	first, second := testnet.T(t), testnet.T(t)
+	id := func(ns *testnet.Namespace) uint64 {
+		var st unix.Stat_t
+		if err := unix.Stat(ns.Path(), &st); err != nil {
+			t.Fatal(err)
+		}
+		return st.Ino
+	}
+	w := newWitness(t)
+	client, _ := accept(t, second, "127.0.0.1:0", func(a string) (net.Conn, error) { return second.DialContext(t.Context(), "tcp", a) })
+	from, to := addrPort(client.LocalAddr()), addrPort(client.RemoteAddr())
+	if err := w.Seen(&ecs.Binding{Netns: second.Path(), NetnsID: id(first)}, from, to); !errors.Is(err, witness.ErrReplaced) {
+		t.Errorf("a forger's namespace at the task's path: %v; want ErrReplaced", err)
+	}
+	if err := w.Seen(&ecs.Binding{Netns: second.Path(), NetnsID: id(second)}, from, to); err != nil {
+		t.Errorf("the task's own: %v", err)
 	}
 }
 
 // A namespace whose task has ended is soon let go of: with it goes its end of a veth pair,
 // and with that the other end.
-func TestKeeperLetsGo(t *testing.T) {
+func TestKeptForAMoment(t *testing.T) {
 	t.Parallel()
 	host, task := testnet.T(t), testnet.T(t)
 	in, err := host.Handle()
@@ -95,9 +119,9 @@ func TestKeeperLetsGo(t *testing.T) {
 	if err := errors.Join(in.LinkSetNsFd(end, int(fd.Fd())), fd.Close()); err != nil {
 		t.Fatal(err)
 	}
-	k := witness.Keep(newWitness(t))
+	w := newWitness(t)
 	a := addrPort(&net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 1})
-	if err := k.Seen(&ecs.Binding{Netns: task.Path()}, a, a); !errors.Is(err, witness.ErrNoSocket) {
+	if err := w.Seen(&ecs.Binding{Netns: task.Path()}, a, a); !errors.Is(err, witness.ErrNoSocket) {
 		t.Errorf("got %v; want ErrNoSocket", err)
 	}
 	if err := task.Close(); err != nil {

@@ -8,9 +8,12 @@ import (
 	"fmt"
 	"net/netip"
 	"runtime"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"taskmeta/internal/ecs"
 	"taskmeta/internal/sockdiag"
 )
 
@@ -19,9 +22,34 @@ import (
 // that one has the socket.
 var ErrNoSocket = errors.New("the task's network namespace has no socket at the client's end of the connection")
 
-// A Witness looks into network namespaces. It needs CAP_SYS_ADMIN. It may be used by
-// many goroutines at once.
-type Witness struct{ home int }
+// ErrReplaced: the namespace at the binding's path is not the one that was attached. The
+// task is gone.
+var ErrReplaced = errors.New("another network namespace has come to the path of the task's")
+
+const (
+	// keepFor is how long a socket is kept after its last use. It keeps the task's namespace,
+	// and so the task's interface, in being.
+	keepFor = time.Second
+	// keepMost is how many are kept of one binding: as many as ask at the same moment.
+	keepMost = 4
+)
+
+// A Witness looks into network namespaces, for which it needs CAP_SYS_ADMIN. It keeps its
+// socket in one for a moment, since to open one takes four times as long as to ask: it is
+// for tasks that make one connection after the other. It may be used by many goroutines at
+// once.
+type Witness struct {
+	home int
+
+	mu       sync.Mutex
+	sockets  map[*ecs.Binding][]keptSocket // that nobody uses at present
+	sweeping bool
+}
+
+type keptSocket struct {
+	conn sockdiag.Conn
+	used time.Time
+}
 
 // New remembers the network namespace of the calling thread as the one to come back to.
 func New() (*Witness, error) {
@@ -29,25 +57,32 @@ func New() (*Witness, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the thread's network namespace: %w", err)
 	}
-	return &Witness{home: home}, nil
+	return &Witness{home: home, sockets: make(map[*ecs.Binding][]keptSocket)}, nil
 }
 
-// Close lets go of the namespace.
+// Close lets go of the thread's namespace.
 func (w *Witness) Close() error { return unix.Close(w.home) }
 
 // Seen looks for the client's end of an established connection in the network namespace
-// at the path netns: nil if it is there, [ErrNoSocket] if it is not, another error if the
-// namespace cannot be asked. The server is the address that the client connected to,
-// before any translation. Each call opens the namespace anew: a socket kept in it would
-// keep it, and its interfaces, in being.
-func (w *Witness) Seen(netns string, client, server netip.AddrPort) error {
-	conn, err := w.open(netns)
-	if err != nil {
-		return fmt.Errorf("asking network namespace %s: %w", netns, err)
+// of a binding: nil if it is there, [ErrNoSocket] or [ErrReplaced] if it is not, another
+// error if the namespace cannot be asked. The server is the address that the client
+// connected to, before any translation. What is kept is the binding's: one that takes its
+// place, be it of the same path, is another.
+func (w *Witness) Seen(b *ecs.Binding, client, server netip.AddrPort) error {
+	conn, ok := w.take(b)
+	if !ok {
+		var err error
+		if conn, err = w.open(b); err != nil {
+			return fmt.Errorf("asking network namespace %s: %w", b.Netns, err)
+		}
 	}
 	seen, err := conn.Connected(client, server)
-	if err := errors.Join(err, conn.Close()); err != nil {
-		return fmt.Errorf("asking network namespace %s: %w", netns, err)
+	if err != nil {
+		// What is still to be read from it would be taken for the next answer.
+		return fmt.Errorf("asking network namespace %s: %w", b.Netns, errors.Join(err, conn.Close()))
+	}
+	if err := w.put(b, conn); err != nil {
+		return fmt.Errorf("asking network namespace %s: %w", b.Netns, err)
 	}
 	if !seen {
 		return ErrNoSocket
@@ -55,14 +90,21 @@ func (w *Witness) Seen(netns string, client, server netip.AddrPort) error {
 	return nil
 }
 
-// open opens a socket in a namespace. A thread that cannot be brought back stays locked
-// to its goroutine and ends with it.
-func (w *Witness) open(netns string) (conn sockdiag.Conn, err error) {
-	fd, err := unix.Open(netns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+// open opens a socket in a binding's namespace. A thread that cannot be brought back stays
+// locked to its goroutine and ends with it.
+func (w *Witness) open(b *ecs.Binding) (conn sockdiag.Conn, err error) {
+	fd, err := unix.Open(b.Netns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return conn, err
 	}
 	defer unix.Close(fd)
+	var ns unix.Stat_t
+	if err := unix.Fstat(fd, &ns); err != nil {
+		return conn, err
+	}
+	if b.NetnsID != 0 && b.NetnsID != ns.Ino {
+		return conn, ErrReplaced
+	}
 	runtime.LockOSThread()
 	if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
 		runtime.UnlockOSThread()
@@ -74,4 +116,51 @@ func (w *Witness) open(netns string) (conn sockdiag.Conn, err error) {
 	}
 	runtime.UnlockOSThread()
 	return conn, err
+}
+
+func (w *Witness) take(b *ecs.Binding) (sockdiag.Conn, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	kept := w.sockets[b]
+	if len(kept) == 0 {
+		return sockdiag.Conn{}, false
+	}
+	last := len(kept) - 1
+	w.sockets[b] = kept[:last]
+	return kept[last].conn, true
+}
+
+// put keeps the socket, unless there are enough of the binding already.
+func (w *Witness) put(b *ecs.Binding, conn sockdiag.Conn) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.sockets[b]) >= keepMost {
+		return conn.Close()
+	}
+	w.sockets[b] = append(w.sockets[b], keptSocket{conn, time.Now()})
+	if !w.sweeping {
+		w.sweeping = true
+		time.AfterFunc(keepFor, w.sweep)
+	}
+	return nil
+}
+
+// sweep closes the sockets that have not been used for so long, and looks again later if
+// there are others.
+func (w *Witness) sweep() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for b, kept := range w.sockets {
+		// The last one was used last.
+		for len(kept) > 0 && time.Since(kept[0].used) >= keepFor {
+			_ = kept[0].conn.Close() // a socket that is only closed does not fail
+			kept = kept[1:]
+		}
+		if w.sockets[b] = kept; len(kept) == 0 {
+			delete(w.sockets, b)
+		}
+	}
+	if w.sweeping = len(w.sockets) > 0; w.sweeping {
+		time.AfterFunc(keepFor, w.sweep)
+	}
 }

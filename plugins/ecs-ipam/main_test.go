@@ -22,6 +22,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/testscript"
 	"go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 
 	"taskmeta/internal/bindingdb"
 	"taskmeta/internal/cniedge"
@@ -205,16 +206,20 @@ func TestIdentityOfTheTask(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			h := newHost(t)
+			h, netns := newHost(t), testnet.T(t)
+			var ns unix.Stat_t
+			if err := unix.Stat(netns.Path(), &ns); err != nil {
+				t.Fatal(err)
+			}
 			cmd := h.command("ADD", "c1", test.conf)
-			cmd.Env = append(cmd.Env, "CNI_ARGS="+test.args)
+			cmd.Env = append(cmd.Env, "CNI_ARGS="+test.args, "CNI_NETNS="+netns.Path())
 			if _, err := answer(cmd); err != nil {
 				t.Fatal(err)
 			}
 			got := *h.bindings(t)[0]
 			want := test.want
 			want.Attachment = ecs.Attachment{Network: "ecs-task", Container: "c1", IfName: "eth0"}
-			want.Netns = "/run/netns/c1"
+			want.Netns, want.NetnsID = netns.Path(), ns.Ino
 			want.Addrs, want.BootID, want.Created = got.Addrs, got.BootID, got.Created
 			if fmt.Sprintf("%+v", got) != fmt.Sprintf("%+v", want) {
 				t.Errorf("got  %+v\nwant %+v", got, want)
