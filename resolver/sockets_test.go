@@ -42,7 +42,7 @@ func TestAdminSocketIsRootsAlone(t *testing.T) {
 // when the port is free.
 func TestAdminWaitsForAClientsPort(t *testing.T) {
 	t.Parallel()
-	at, client := portOfAClient(t)
+	at, client := portOfAClient(t, "127.77.0.1")
 	l, err := openAdmin(at)
 	if err != nil {
 		t.Fatal(err)
@@ -77,7 +77,7 @@ func TestAdminWaitsForAClientsPort(t *testing.T) {
 // A page that waits for its port ends with the resolver.
 func TestAdminStopsWaiting(t *testing.T) {
 	t.Parallel()
-	at, _ := portOfAClient(t)
+	at, _ := portOfAClient(t, "127.77.0.2")
 	l, err := openAdmin(at)
 	if err != nil {
 		t.Fatal(err)
@@ -99,7 +99,7 @@ func TestAdminStopsWaiting(t *testing.T) {
 // waited for its port.
 func TestAdminDoesNotWaitForAServer(t *testing.T) {
 	t.Parallel()
-	at, client := portOfAClient(t)
+	at, client := portOfAClient(t, "127.77.0.3")
 	late, err := openAdmin(at)
 	if err != nil {
 		t.Fatal(err)
@@ -121,15 +121,17 @@ func TestAdminDoesNotWaitForAServer(t *testing.T) {
 	}
 }
 
-// portOfAClient returns the local end of a connection that was made from there.
-func portOfAClient(t *testing.T) (at string, client *net.TCPConn) {
+// portOfAClient returns the local end of a connection that was made from there. The address
+// is nobody else's: at 127.0.0.1 there are the ends of other tests' connections.
+func portOfAClient(t *testing.T, addr string) (at string, client *net.TCPConn) {
 	t.Helper()
-	server, err := net.Listen("tcp", "127.0.0.1:0")
+	server, err := net.Listen("tcp", addr+":0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = server.Close() })
-	c, err := net.Dial("tcp", server.Addr().String())
+	from := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(addr)}}
+	c, err := from.Dial("tcp", server.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
