@@ -87,7 +87,7 @@ func (e *endpoint) make() error {
 	if err := host.EnsureAddr(bridge, link.Endpoint); err != nil {
 		return err
 	}
-	changed, err := guard.Host{Bridge: e.bridge, Mode: e.guard}.Ensure()
+	subnets, changed, err := guard.Host{Bridge: e.bridge, Mode: e.guard}.Ensure()
 	if err != nil {
 		return err
 	}
@@ -105,11 +105,10 @@ func (e *endpoint) make() error {
 		return err
 	}
 	held := heldIn(e.bindings)
-	restored, err := e.restorePorts(bridge, ports, held)
+	restored, err := e.restorePorts(bridge, subnets, ports, held)
 	if err != nil {
 		return err
 	}
-	subnets := e.subnets()
 	flushed := changed && slices.Equal(subnets, e.guarded) // else a new network asked for another table
 	e.guarded = subnets
 	if !first && (flushed || again || restored > 0) {

@@ -13,21 +13,23 @@ import (
 
 // restorePorts gives the bridge's ports their chains again if somebody has removed them, as
 // `nft flush ruleset` does, and reports how many there were. What a port may send follows
-// from the binding of its task and from the mode that the resolver was given, which is to
-// be the plugins'.
-func (e *endpoint) restorePorts(bridge link.Bridge, ports []link.Port, held bindings) (int, error) {
+// from the binding of its task and from the mode that the plugin was given for it.
+func (e *endpoint) restorePorts(bridge link.Bridge, subnets []netip.Prefix, ports []link.Port, held bindings) (int, error) {
 	if e.guard == guard.Off || held == nil {
 		return 0, nil
 	}
-	subnets := e.subnets()
 	var guarded []guard.Port
 	for _, p := range ports {
 		if p.Veth == nil || !p.Veth.Up {
 			continue
 		}
+		mode, err := guard.ParseMode(p.Veth.Guard)
+		if err != nil || mode == guard.Off {
+			continue
+		}
 		if b := held[p.Veth.Attachment]; b != nil && len(b.Addrs) > 0 {
 			guarded = append(guarded, guard.Port{
-				Mode: e.guard, Link: p.Name, LinkIndex: p.Index,
+				Mode: mode, Link: p.Name, LinkIndex: p.Index,
 				MAC: link.MAC(b.Addrs[0].Addr()), Addrs: b.Addrs, Gateways: within(subnets, b.Addrs),
 				Bridge: bridge.Name, BridgeIndex: bridge.Index, BridgeMAC: bridge.MAC,
 			})

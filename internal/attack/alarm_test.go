@@ -9,12 +9,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"taskmeta/internal/bootclock"
 	"taskmeta/internal/ecs"
 	"taskmeta/internal/link"
 	"taskmeta/internal/testnet"
@@ -77,11 +79,11 @@ func TestOperatorsAreAlarmed(t *testing.T) {
 	w.awaitMetric(t, "taskmeta_guard_repairs_total", "0")
 
 	forged := ecs.Attachment{Network: "ecs-task", Container: "forged", IfName: "eth0"}
-	since := time.Now().UTC().Format(time.RFC3339Nano)
+	since := strconv.FormatInt(int64(bootclock.Now()), 10)
 	for what, port := range map[string]struct{ name, alias string }{
 		"a port that says nothing of itself":           {"stranger", ""},
-		"a port that says that it is the victim's":     {"impostor", "taskmeta ecs-task " + w.victim.container + " eth0 " + since},
-		"a port that is named after a task never seen": {link.HostName(forged), "taskmeta ecs-task forged eth0 " + since},
+		"a port that says that it is the victim's":     {"impostor", "taskmeta ecs-task " + w.victim.container + " eth0 " + since + " strict"},
+		"a port that is named after a task never seen": {link.HostName(forged), "taskmeta ecs-task forged eth0 " + since + " strict"},
 	} {
 		sh(t, w.host, "ip link add %s type veth peer name other && ip link set %[1]s alias '%s' && ip link set %[1]s master ecs-bridge up", port.name, port.alias)
 		t.Log(what)

@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"net/http"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"taskmeta/internal/testnet"
 )
@@ -69,6 +72,44 @@ func TestConnectionsEndWithTheirInterface(t *testing.T) {
 	testnet.Await(t, "the connection to end", func() error {
 		if out := h.sh(t, established); out != "" {
 			return errors.New(out)
+		}
+		return nil
+	})
+}
+
+// A port whose chain somebody has removed is guarded again in its own mode, whatever the
+// resolver's, and one that was not guarded is not.
+func TestEachPortIsGuardedAgainAsItWas(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.serve(t, "--guard", "strict")
+	for _, mode := range []string{"strict", "source", "off"} {
+		k := h.task(t, mode)
+		k.guard = mode
+		k.attach(t)
+	}
+	rules := func() []string {
+		lines := strings.Split(h.sh(t, "nft --stateless list table netdev ecs_guard 2>&1 || true"), "\n")
+		slices.Sort(lines) // the chains stand in the order in which they were made
+		return lines
+	}
+	before := rules()
+	chains := 0
+	for _, line := range before {
+		if strings.Contains(line, "chain in-") {
+			chains++
+		}
+	}
+	if chains != 2 {
+		t.Fatalf("%d ports are guarded, want 2:\n%s", chains, strings.Join(before, "\n"))
+	}
+	if _, metrics := h.admin(t, "/metrics"); !strings.Contains(metrics, "\ntaskmeta_guard_repairs_total 0\n") {
+		t.Error("a network that came was counted as a repair")
+	}
+	h.sh(t, "nft flush ruleset")
+	testnet.Await(t, "the guard", func() error {
+		if diff := cmp.Diff(before, rules()); diff != "" {
+			return errors.New(diff)
 		}
 		return nil
 	})

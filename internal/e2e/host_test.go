@@ -167,6 +167,7 @@ type task struct {
 	conf   string         // the network's name
 	subnet string         // "" for the default
 	keys   map[string]any // further keys of ipam
+	guard  string         // "" for the default
 }
 
 // task makes a task with a pause container that carries the labels of one.
@@ -205,10 +206,11 @@ func (k *task) cni(verb string, env ...string) (string, error) {
 		ipam["ipv4-subnet"] = k.subnet
 	}
 	maps.Copy(ipam, k.keys)
-	conf := map[string]any{
-		"cniVersion": "1.1.0", "name": k.conf,
-		"plugins": []any{map[string]any{"type": "ecs-bridge", "ipam": ipam}},
+	bridge := map[string]any{"type": "ecs-bridge", "ipam": ipam}
+	if k.guard != "" {
+		bridge["guard"] = k.guard
 	}
+	conf := map[string]any{"cniVersion": "1.1.0", "name": k.conf, "plugins": []any{bridge}}
 	text, err := json.Marshal(conf)
 	if err != nil {
 		return "", err

@@ -26,16 +26,22 @@ type Host struct {
 }
 
 // Ensure makes the table what it should be, and reports whether it was not. It reads the
-// subnets from the bridge, so it is called again whenever the bridge's addresses change,
-// and from time to time, since anyone may flush a ruleset.
-func (h Host) Ensure() (changed bool, err error) {
+// subnets from the bridge, and returns them, so it is called again whenever the bridge's
+// addresses change, and from time to time, since anyone may flush a ruleset.
+func (h Host) Ensure() (subnets []netip.Prefix, changed bool, err error) {
+	if subnets, err = h.subnets(); err != nil {
+		return nil, false, err
+	}
 	if h.Mode == Off {
-		return h.Remove()
+		changed, err = h.Remove()
+	} else {
+		changed, err = h.install(subnets)
 	}
-	subnets, err := h.subnets()
-	if err != nil {
-		return false, err
-	}
+	return subnets, changed, err
+}
+
+// install makes the table for those subnets, and reports whether it was another.
+func (h Host) install(subnets []netip.Prefix) (changed bool, err error) {
 	conn, err := nftables.New()
 	if err != nil {
 		return false, fmt.Errorf("opening a netlink socket: %w", err)

@@ -16,7 +16,7 @@ func TestEnsureRepairsTheTable(t *testing.T) {
 		t.Helper()
 		var changed bool
 		in(t, ns, func() (err error) {
-			changed, err = h.Ensure()
+			_, changed, err = h.Ensure()
 			return err
 		})
 		if changed != want {
@@ -66,7 +66,7 @@ func TestEnsureWithoutABridge(t *testing.T) {
 	t.Parallel()
 	ns, _ := host(t)
 	err := ns.Do(func() error {
-		_, err := guard.Host{Bridge: "ecs-other", Mode: guard.Strict}.Ensure()
+		_, _, err := guard.Host{Bridge: "ecs-other", Mode: guard.Strict}.Ensure()
 		return err
 	})
 	if err == nil || !strings.Contains(err.Error(), "ecs-other") {

@@ -101,15 +101,15 @@ func TestRulesAreThoseOfTheirFile(t *testing.T) {
 		"port-strict-dual": {apply: func() error { return port(guard.Strict, "169.254.172.2/22", "fd00:ec2::172:2/112").Install() }},
 		"port-source-ipv6": {apply: func() error { return port(guard.Source, "fd00:ec2::172:2/112").Install() }},
 		"host-strict": {[]string{"169.254.172.1/22"}, func() error {
-			_, err := guard.Host{Bridge: "ecs-bridge", Mode: guard.Strict}.Ensure()
+			_, _, err := guard.Host{Bridge: "ecs-bridge", Mode: guard.Strict}.Ensure()
 			return err
 		}},
 		"host-source": {[]string{"169.254.172.1/22"}, func() error {
-			_, err := guard.Host{Bridge: "ecs-bridge", Mode: guard.Source}.Ensure()
+			_, _, err := guard.Host{Bridge: "ecs-bridge", Mode: guard.Source}.Ensure()
 			return err
 		}},
 		"host-strict-dual": {[]string{"169.254.172.1/22", "10.7.0.1/24", "fd00:ec2::172:1/112"}, func() error {
-			_, err := guard.Host{Bridge: "ecs-bridge", Mode: guard.Strict}.Ensure()
+			_, _, err := guard.Host{Bridge: "ecs-bridge", Mode: guard.Strict}.Ensure()
 			return err
 		}},
 	}

@@ -89,11 +89,11 @@ func TestNamesFitAndDiffer(t *testing.T) {
 func TestAliasTellsTheAttachment(t *testing.T) {
 	t.Parallel()
 	const now = 40*time.Hour + 1
-	if a, since, ok := parseAlias(alias(attachment, now)); !ok || a != attachment || since != now {
-		t.Errorf("got %v, %v, %v", a, since, ok)
+	if a, since, guard, ok := parseAlias(alias(attachment, now, "source")); !ok || a != attachment || since != now || guard != "source" {
+		t.Errorf("got %v, %v, %s, %v", a, since, guard, ok)
 	}
-	for _, foreign := range []string{"", "uplink", "taskmeta", "taskmeta a b c not-a-time", "taskmeta a b c d e"} {
-		if _, _, ok := parseAlias(foreign); ok {
+	for _, foreign := range []string{"", "uplink", "taskmeta", "taskmeta a b c not-a-time strict", "taskmeta a b c 1", "taskmeta a b c 1 strict f"} {
+		if _, _, _, ok := parseAlias(foreign); ok {
 			t.Errorf("%q is taken for ours", foreign)
 		}
 	}
@@ -300,7 +300,7 @@ func TestPairConnectsTaskAndBridge(t *testing.T) {
 				return err
 			}
 		}
-		v, err := h.MakeVeth(task, attachment, b, 1500, time.Hour)
+		v, err := h.MakeVeth(task, attachment, b, 1500, time.Hour, "strict")
 		if err != nil {
 			return err
 		}
@@ -381,7 +381,7 @@ func TestAwaitUpWaitsForTheCarrier(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		v, err := h.MakeVeth(task, attachment, b, 1500, bootclock.Now())
+		v, err := h.MakeVeth(task, attachment, b, 1500, bootclock.Now(), "strict")
 		if err != nil {
 			return err
 		}
@@ -427,7 +427,7 @@ func TestCheckNamesWhatIsMissing(t *testing.T) {
 				if err != nil {
 					return err
 				}
-				if _, err := h.MakeVeth(task, attachment, b, 1500, time.Hour); err != nil {
+				if _, err := h.MakeVeth(task, attachment, b, 1500, time.Hour, "strict"); err != nil {
 					return err
 				}
 				return errors.Join(task.SetUp(want), task.Configure(want))
@@ -456,15 +456,15 @@ func TestMakeVethLeavesNothingWhenItCannot(t *testing.T) {
 		}
 		task := openTask(t)
 		lo := ecs.Attachment{Network: "ecs-task", Container: "c1", IfName: "lo"}
-		if _, err := h.MakeVeth(task, lo, b, 1500, time.Hour); !errors.Is(err, ErrNameTaken) {
+		if _, err := h.MakeVeth(task, lo, b, 1500, time.Hour, "strict"); !errors.Is(err, ErrNameTaken) {
 			t.Errorf("a taken name: %v", err)
 		}
 		gone := Bridge{Name: "br1", Index: 4242}
-		if _, err := h.MakeVeth(task, attachment, gone, 1500, time.Hour); err == nil {
+		if _, err := h.MakeVeth(task, attachment, gone, 1500, time.Hour, "strict"); err == nil {
 			t.Error("a bridge that is gone is no error")
 		}
 		long := ecs.Attachment{Network: "ecs-task", Container: strings.Repeat("c", 250), IfName: "eth0"}
-		if _, err := h.MakeVeth(task, long, b, 1500, time.Hour); err == nil || !strings.Contains(err.Error(), "258 bytes") {
+		if _, err := h.MakeVeth(task, long, b, 1500, time.Hour, "strict"); err == nil || !strings.Contains(err.Error(), "258 bytes") {
 			t.Errorf("names that are too long: %v", err)
 		}
 		after, err := links()
@@ -483,11 +483,11 @@ func TestVethIsHeldAndRemoved(t *testing.T) {
 			return err
 		}
 		task := openTask(t)
-		v, err := h.MakeVeth(task, attachment, b, 1500, time.Hour)
+		v, err := h.MakeVeth(task, attachment, b, 1500, time.Hour, "strict")
 		if err != nil {
 			return err
 		}
-		if _, err := h.MakeVeth(task, attachment, b, 1500, time.Hour); !errors.Is(err, ecs.ErrHeld) {
+		if _, err := h.MakeVeth(task, attachment, b, 1500, time.Hour, "strict"); !errors.Is(err, ecs.ErrHeld) {
 			t.Errorf("a second pair: %v", err)
 		}
 		if _, ok, err := h.Veth(attachment); err != nil || !ok {

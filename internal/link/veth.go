@@ -39,32 +39,33 @@ func hash(a ecs.Attachment) []byte {
 	return h.Sum(nil)
 }
 
-// The alias of the host's end says whose it is, and since when in nanoseconds since boot:
-// four words after this one. The kernel keeps 255 bytes of it.
+// The alias of the host's end says whose it is, since when in nanoseconds since boot, and
+// in which mode it is guarded: five words after this one. The kernel keeps 255 bytes of it.
 const (
 	aliasMark = "taskmeta"
 	aliasMax  = 255
 )
 
-func alias(a ecs.Attachment, now time.Duration) string {
-	return strings.Join([]string{aliasMark, a.Network, a.Container, a.IfName, strconv.FormatInt(int64(now), 10)}, " ")
+func alias(a ecs.Attachment, now time.Duration, guard string) string {
+	return strings.Join([]string{aliasMark, a.Network, a.Container, a.IfName, strconv.FormatInt(int64(now), 10), guard}, " ")
 }
 
 // MaxNames is the number of bytes that the names of network and container of an attachment
 // may have together.
 func MaxNames(a ecs.Attachment) int {
 	const digits = 19 // of the largest time
-	return aliasMax - len(aliasMark) - len(a.IfName) - digits - 4
+	const mode = 6    // bytes of the longest mode
+	return aliasMax - len(aliasMark) - len(a.IfName) - digits - mode - 5
 }
 
 // parseAlias reports whether the alias is one of ours.
-func parseAlias(s string) (a ecs.Attachment, since time.Duration, ok bool) {
+func parseAlias(s string) (a ecs.Attachment, since time.Duration, guard string, ok bool) {
 	f := strings.Split(s, " ")
-	if len(f) != 5 || f[0] != aliasMark {
-		return ecs.Attachment{}, 0, false
+	if len(f) != 6 || f[0] != aliasMark {
+		return ecs.Attachment{}, 0, "", false
 	}
 	n, err := strconv.ParseInt(f[4], 10, 64)
-	return ecs.Attachment{Network: f[1], Container: f[2], IfName: f[3]}, time.Duration(n), err == nil
+	return ecs.Attachment{Network: f[1], Container: f[2], IfName: f[3]}, time.Duration(n), f[5], err == nil
 }
 
 // A Veth is the host's end of an attachment's veth pair.
@@ -72,6 +73,8 @@ type Veth struct {
 	Attachment ecs.Attachment
 	// Since is when it was made, on the clock since boot.
 	Since time.Duration
+	// Guard is the mode in which it is guarded.
+	Guard string
 	Name  string
 	Index int
 	MAC   net.HardwareAddr
@@ -86,7 +89,7 @@ type Veth struct {
 // other in the task's namespace under the attachment's interface name, both down. The
 // error is [ecs.ErrHeld] for an attachment that has a pair, and [ErrNameTaken] where its
 // name is somebody else's.
-func (h *Host) MakeVeth(t *Task, a ecs.Attachment, b Bridge, mtu int, now time.Duration) (Veth, error) {
+func (h *Host) MakeVeth(t *Task, a ecs.Attachment, b Bridge, mtu int, now time.Duration, guard string) (Veth, error) {
 	name := HostName(a)
 	if n := len(a.Network) + len(a.Container); n > MaxNames(a) {
 		return Veth{}, fmt.Errorf("the names of network and container have %d bytes: expected at most %d", n, MaxNames(a))
@@ -103,7 +106,7 @@ func (h *Host) MakeVeth(t *Task, a ecs.Attachment, b Bridge, mtu int, now time.D
 	made := h.try(
 		linkStep(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, "making veth "+name, nl.NewIfInfomsg(unix.AF_UNSPEC), name, size, macAttr(hostMAC(a)), info),
 		setLink("making "+name+" a port of "+b.Name, name,
-			nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(alias(a, now))), nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(b.Index)))),
+			nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(alias(a, now, guard))), nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(b.Index)))),
 	)
 	if err := made[0]; errors.Is(err, unix.EEXIST) {
 		if _, held := h.link(name); held == nil {
@@ -147,12 +150,12 @@ func (h *Host) Veth(a ecs.Attachment) (Veth, bool, error) {
 // veth reads a veth of ours.
 func veth(l netlink.Link) (Veth, bool) {
 	attrs := l.Attrs()
-	a, since, ok := parseAlias(attrs.Alias)
+	a, since, guard, ok := parseAlias(attrs.Alias)
 	if !ok || l.Type() != "veth" {
 		return Veth{}, false
 	}
 	return Veth{
-		Attachment: a, Since: since, Name: attrs.Name, Index: attrs.Index, MAC: attrs.HardwareAddr,
+		Attachment: a, Since: since, Guard: guard, Name: attrs.Name, Index: attrs.Index, MAC: attrs.HardwareAddr,
 		Up: attrs.Flags&net.FlagUp != 0, Bridge: attrs.MasterIndex, TaskNetns: attrs.NetNsID,
 	}, true
 }

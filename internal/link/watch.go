@@ -44,7 +44,7 @@ func (h *Host) Ports(b Bridge) ([]Port, error) {
 // receiver to look at; any number of changes that it has not yet looked at are one. The
 // channel is closed when ctx ends, or when the kernel can no longer be listened to.
 func Watch(ctx context.Context) (<-chan struct{}, error) {
-	s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR)
+	s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR)
 	if err != nil {
 		return nil, fmt.Errorf("subscribing to changes of links: %w", err)
 	}

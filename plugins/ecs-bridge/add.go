@@ -121,7 +121,7 @@ func connect(ctx context.Context, r *cniedge.Request, conf *config, plugin *dele
 		err = host.EnsureAddr(bridge, link.Endpoint)
 	}
 	if err == nil {
-		p.veth, err = host.MakeVeth(task, r.Attachment, bridge, conf.mtu, bootclock.Now())
+		p.veth, err = host.MakeVeth(task, r.Attachment, bridge, conf.mtu, bootclock.Now(), string(conf.guard))
 	}
 	given := <-asked
 	p.grant = given.grant

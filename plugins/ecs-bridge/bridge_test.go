@@ -273,7 +273,7 @@ func TestAddThatFailsLeavesNothing(t *testing.T) {
 		},
 		"the container's ID is too long to be remembered": {
 			container: strings.Repeat("c", 250),
-			code:      types.ErrInvalidEnvironmentVariables, want: "expected at most 212 bytes beside the network's name",
+			code:      types.ErrInvalidEnvironmentVariables, want: "expected at most 205 bytes beside the network's name",
 		},
 		"another network's gateway": {
 			spoil: func(t *testing.T, h *host, _ *testnet.Namespace) {
