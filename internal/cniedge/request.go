@@ -192,6 +192,15 @@ func (r *Request) PrevResult() (*current.Result, error) {
 	return prev, nil
 }
 
+// CheckedResult is [Request.PrevResult] for CHECK, which cannot do without.
+func (r *Request) CheckedResult() (*current.Result, error) {
+	prev, err := r.PrevResult()
+	if err == nil && prev == nil {
+		err = BadKey("prevResult", nil, "the result of the ADD that is to be checked")
+	}
+	return prev, err
+}
+
 // ValidAttachments returns the attachments that a GC must keep, and false where the
 // configuration has no such list at all. The specification wants one, but cnitool sends
 // none; taking that for an empty list would free what is in use. A null is an empty list,

@@ -144,12 +144,9 @@ func check(ctx context.Context, r *cniedge.Request) error {
 	if err != nil {
 		return err
 	}
-	prev, err := r.PrevResult()
+	prev, err := r.CheckedResult()
 	if err != nil {
 		return err
-	}
-	if prev == nil {
-		return cniedge.BadKey("prevResult", nil, "the result of the ADD that is to be checked")
 	}
 	given := make(map[string]bool, len(prev.IPs))
 	for _, ip := range prev.IPs {

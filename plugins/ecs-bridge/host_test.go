@@ -11,13 +11,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/testscript"
-	"go.etcd.io/bbolt"
 
 	"taskmeta/internal/bindingdb"
 	"taskmeta/internal/ecs"
@@ -168,25 +166,6 @@ func (h *host) bindings(t testing.TB) []*ecs.Binding {
 		t.Fatal(err)
 	}
 	return s.All()
-}
-
-// whole has bbolt check the bindings file, page by page.
-func (h *host) whole(t testing.TB) {
-	t.Helper()
-	db, err := bbolt.Open(h.db, 0, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	if err := db.View(func(tx *bbolt.Tx) error {
-		var all []error
-		for err := range tx.Check() {
-			all = append(all, err)
-		}
-		return errors.Join(all...)
-	}); err != nil {
-		t.Error(err)
-	}
 }
 
 // left fails the test if anything is on the host that was not there before.

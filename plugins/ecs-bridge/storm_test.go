@@ -47,7 +47,7 @@ func TestKilledAtAnyInstant(t *testing.T) {
 					h.must(t, "DEL", container, task.Path(), conf())
 					h.left(t, before)
 				}
-				h.whole(t)
+				testnet.CheckPages(t, h.db)
 			})
 		}
 	}

@@ -21,7 +21,6 @@ import (
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/testscript"
-	"go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
 	"taskmeta/internal/bindingdb"
@@ -104,27 +103,9 @@ func (h host) bindings(t testing.TB) []*ecs.Binding {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(h.db); err == nil {
-		h.checkPages(t)
+		testnet.CheckPages(t, h.db)
 	}
 	return s.All()
-}
-
-func (h host) checkPages(t testing.TB) {
-	t.Helper()
-	db, err := bbolt.Open(h.db, 0, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	if err := db.View(func(tx *bbolt.Tx) error {
-		var all []error
-		for err := range tx.Check() {
-			all = append(all, err)
-		}
-		return errors.Join(all...)
-	}); err != nil {
-		t.Error(err)
-	}
 }
 
 func TestResultInEveryVersion(t *testing.T) {
