@@ -86,6 +86,9 @@ func TestEachPortIsGuardedAgainAsItWas(t *testing.T) {
 	for _, mode := range []string{"strict", "source", "off"} {
 		k := h.task(t, mode)
 		k.guard = mode
+		k.keys = map[string]any{"ipv4-routes": []map[string]string{
+			{"dst": "169.254.170.2/32"}, {"dst": "10.77.0.0/16", "gw": "169.254.172.77"},
+		}}
 		k.attach(t)
 	}
 	rules := func() []string {

@@ -42,6 +42,8 @@ type Binding struct {
 	Labels map[string]string `json:"labels,omitempty"`
 	// TaskAddrs are the addresses that earlier plugins of the chain gave to the task.
 	TaskAddrs []netip.Addr `json:"taskAddrs,omitempty"`
+	// Hops are the next hops of the task's routes in its own subnets, but for the gateways.
+	Hops []netip.Addr `json:"hops,omitempty"`
 	// BootID is the kernel's boot ID at the time of the ADD.
 	BootID  string    `json:"bootID,omitempty"`
 	Created time.Time `json:"created"`

@@ -63,6 +63,20 @@ func (c *config) wants() []bindingdb.Want {
 	return wants
 }
 
+// hops are the next hops of the routes in the subnets that are not the gateways.
+func (c *config) hops() (hops []netip.Addr) {
+	for _, a := range c.addresses {
+		for _, r := range a.routes {
+			hop, ok := netip.AddrFromSlice(r.GW)
+			hop = hop.Unmap()
+			if ok && hop != a.pool.Gateway && a.pool.Subnet.Contains(hop) && !slices.Contains(hops, hop) {
+				hops = append(hops, hop)
+			}
+		}
+	}
+	return hops
+}
+
 // keys is an `ipam` object. Letter case in keys is of no account, as it is for AWS's.
 type keys map[string]json.RawMessage
 

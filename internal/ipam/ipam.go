@@ -86,7 +86,7 @@ func identify(r *cniedge.Request, conf *config) (ecs.Binding, error) {
 	if label := conf.labels[ecs.LabelTaskARN]; label != "" {
 		arn = label
 	}
-	b := ecs.Binding{Attachment: r.Attachment, Netns: r.Netns, NetnsID: inode(r.Netns), ID: conf.id, TaskARN: arn, Labels: conf.labels}
+	b := ecs.Binding{Attachment: r.Attachment, Netns: r.Netns, NetnsID: inode(r.Netns), ID: conf.id, TaskARN: arn, Labels: conf.labels, Hops: conf.hops()}
 	prev, err := r.PrevResult()
 	if err != nil || prev == nil {
 		return b, err

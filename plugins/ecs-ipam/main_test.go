@@ -178,6 +178,11 @@ func TestIdentityOfTheTask(t *testing.T) {
 			Labels: map[string]string{ecs.LabelTaskARN: arn, ecs.LabelTaskCPU: "0.5"}}},
 		"CNI_ARGS": {conf: plainConf, args: "IgnoreUnknown=1;K8S_POD_NAME=web;TASK_ARN=" + arn, want: ecs.Binding{TaskARN: arn}},
 		"none":     {conf: plainConf, want: ecs.Binding{}},
+		"next hops": {
+			conf: `{"cniVersion": "1.1.0", "name": "ecs-task", "ipam": {"type": "ecs-ipam", "ipv4-subnet": "10.3.0.0/24", "ipv4-routes": [{"dst": "169.254.170.2/32"},
+				{"dst": "10.8.0.0/16", "gw": "10.3.0.7"}, {"dst": "10.9.0.0/16", "gw": "10.3.0.7"}, {"dst": "10.10.0.0/16", "gw": "10.3.0.1"}, {"dst": "10.11.0.0/16", "gw": "10.4.0.1"}]}}`,
+			want: ecs.Binding{Hops: []netip.Addr{netip.MustParseAddr("10.3.0.7")}},
+		},
 		"addresses of the plugins before": {
 			conf: `{"cniVersion": "0.4.0", "name": "ecs-task", "ipam": {"type": "ecs-ipam"}, "prevResult": {"cniVersion": "0.4.0",
 				"ips": [{"version": "4", "address": "10.9.0.4/24"}, {"version": "6", "address": "2001:db8::4/64"}]}}`,
