@@ -39,7 +39,7 @@ soak: prerequisites build ## Run the storms and floods in full; takes up to an h
 fuzz: ## Run every fuzz target for a minute.
 	@set -e; for package in $$(go list ./...); do \
 	  for target in $$(go test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
-	    echo "$$package $$target"; go test -run '^$$' -fuzz "^$$target\$$" -fuzztime 60s $$package; \
+	    echo "$$package $$target"; go test -run '^$$' -fuzz "^$$target\$$" -fuzztime 60s -fuzzminimizetime 10x $$package; \
 	  done; \
 	done
 
