@@ -301,7 +301,7 @@ func TestAddThatFailsLeavesNothing(t *testing.T) {
 			spoil: func(t *testing.T, h *host, _ *testnet.Namespace) {
 				h.plugin(t, "ecs-ipam", bin+`/ecs-ipam >/dev/null; [ "$CNI_COMMAND" = DEL ] || kill -9 $$`)
 			},
-			code: types.ErrInternal, want: "ADD of IPAM plugin ecs-ipam: it ended without an answer (killed)",
+			code: types.ErrInternal, want: "ADD of IPAM plugin ecs-ipam: it ended without an answer (signal: killed)",
 		},
 		"the IPAM plugin gives no address": {
 			spoil: func(t *testing.T, h *host, _ *testnet.Namespace) {
