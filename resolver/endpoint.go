@@ -164,27 +164,11 @@ func (e *endpoint) state() (admin.Guard, []netip.Prefix) {
 	if strangers := e.strangers.Load(); strangers != nil {
 		g.UnknownPorts = *strangers
 	}
-	return g, e.subnets()
-}
-
-// subnets are the bridge's addresses but the endpoint's own, each with the length of its
-// subnet; none while there is no bridge.
-func (e *endpoint) subnets() (subnets []netip.Prefix) {
-	bridge, err := net.InterfaceByName(e.bridge)
+	subnets, err := guard.Host{Bridge: e.bridge}.Subnets()
 	if err != nil {
-		return nil
+		return g, nil // there is no bridge: the endpoint's check says so
 	}
-	addrs, err := bridge.Addrs()
-	if err != nil {
-		return nil
-	}
-	for _, a := range addrs {
-		p, err := netip.ParsePrefix(a.String())
-		if err == nil && p.Addr() != ecs.EndpointAddr && !(p.Addr().Is6() && p.Addr().IsLinkLocalUnicast()) {
-			subnets = append(subnets, p)
-		}
-	}
-	return subnets
+	return g, subnets
 }
 
 // keep makes the endpoint again when something of it was removed, until ctx ends.

@@ -26,17 +26,18 @@ type Host struct {
 }
 
 // Ensure makes the table what it should be, and reports whether it was not. It reads the
-// subnets from the bridge, and returns them, so it is called again whenever the bridge's
-// addresses change, and from time to time, since anyone may flush a ruleset.
+// subnets from the bridge, if there is to be a table, and returns them, so it is called
+// again whenever the bridge's addresses change, and from time to time, since anyone may
+// flush a ruleset.
 func (h Host) Ensure() (subnets []netip.Prefix, changed bool, err error) {
-	if subnets, err = h.subnets(); err != nil {
-		return nil, false, err
-	}
 	if h.Mode == Off {
 		changed, err = h.Remove()
-	} else {
-		changed, err = h.install(subnets)
+		return nil, changed, err
 	}
+	if subnets, err = h.Subnets(); err != nil {
+		return nil, false, err
+	}
+	changed, err = h.install(subnets)
 	return subnets, changed, err
 }
 
@@ -74,7 +75,7 @@ func (h Host) Check() error {
 	if h.Mode == Off {
 		return nil
 	}
-	subnets, err := h.subnets()
+	subnets, err := h.Subnets()
 	if err != nil {
 		return err
 	}
@@ -107,9 +108,9 @@ func (h Host) Remove() (changed bool, err error) {
 	return true, nil
 }
 
-// subnets are those of the bridge's addresses, each with the bridge's own address in it;
+// Subnets are those of the bridge's addresses, each with the bridge's own address in it;
 // the endpoint's is not among them.
-func (h Host) subnets() ([]netip.Prefix, error) {
+func (h Host) Subnets() ([]netip.Prefix, error) {
 	link, err := netlink.LinkByName(h.Bridge)
 	if err != nil {
 		return nil, fmt.Errorf("finding bridge %s: %w", h.Bridge, err)
