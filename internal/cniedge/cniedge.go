@@ -79,20 +79,22 @@ func (p Plugin) main(verb string, stdin io.Reader, stdout io.Writer) error {
 	if verb == "VERSION" {
 		return version.PluginSupports(Versions...).Encode(stdout)
 	}
-	r, err := fromEnvironment(verb, start)
+	needs, err := needsOf(verb)
+	if err != nil {
+		return err
+	}
+	r, err := fromEnvironment(needs, start)
 	if err != nil {
 		return err
 	}
 	if r.Config, err = io.ReadAll(stdin); err != nil {
 		return fmt.Errorf("reading the network configuration: %w", err)
 	}
-	if err := r.readConfig(verb); err != nil {
-		return Error(r.operation(verb), err)
+	if err = r.readConfig(needs); err == nil && verb == "ADD" {
+		err = r.checkNetns()
 	}
-	if verb == "ADD" {
-		if err := r.checkNetns(); err != nil {
-			return Error(r.operation(verb), err)
-		}
+	if err != nil {
+		return Error(r.operation(verb), err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), VerbTimeout)
 	defer cancel()

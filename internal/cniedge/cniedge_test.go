@@ -133,7 +133,11 @@ func TestEnvironment(t *testing.T) {
 			if test.name != "" {
 				t.Setenv(test.name, test.value)
 			}
-			r, err := fromEnvironment(test.verb, 0)
+			var r *Request
+			needs, err := needsOf(test.verb)
+			if err == nil {
+				r, err = fromEnvironment(needs, 0)
+			}
 			switch {
 			case test.problem == "" && (err != nil || r.Path != good["CNI_PATH"]):
 				t.Errorf("refused: %v", err)
@@ -169,7 +173,10 @@ func TestConfigEverywhere(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			err := (&Request{Config: []byte(test.config)}).readConfig(test.verb)
+			needs, err := needsOf(test.verb)
+			if err == nil {
+				err = (&Request{Config: []byte(test.config)}).readConfig(needs)
+			}
 			if test.want == 0 && err != nil || test.want != 0 && (err == nil || code(err) != test.want) {
 				t.Errorf("%v, want the code %d", err, test.want)
 			}

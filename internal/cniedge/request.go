@@ -55,21 +55,17 @@ var needs = [...]need{
 	{verb: "STATUS", since: "1.1.0"},
 }
 
-func needsOf(verb string) (need, bool) {
+func needsOf(verb string) (need, error) {
 	for _, n := range needs {
 		if n.verb == verb {
-			return n, true
+			return n, nil
 		}
 	}
-	return need{}, false
+	return need{}, BadEnv("CNI_COMMAND", verb, "ADD, DEL, CHECK, GC, STATUS or VERSION")
 }
 
 // fromEnvironment returns a request with what the environment says of it.
-func fromEnvironment(verb string, start time.Duration) (*Request, error) {
-	n, ok := needsOf(verb)
-	if !ok {
-		return nil, BadEnv("CNI_COMMAND", verb, "ADD, DEL, CHECK, GC, STATUS or VERSION")
-	}
+func fromEnvironment(n need, start time.Duration) (*Request, error) {
 	r := &Request{
 		Attachment: ecs.Attachment{Container: os.Getenv("CNI_CONTAINERID"), IfName: os.Getenv("CNI_IFNAME")},
 		Netns:      os.Getenv("CNI_NETNS"),
@@ -110,15 +106,14 @@ func isIfName(s string) bool {
 }
 
 // readConfig reads what every network configuration has.
-func (r *Request) readConfig(verb string) error {
+func (r *Request) readConfig(n need) error {
 	if err := json.Unmarshal(r.Config, &r.Keys); err != nil {
 		return types.NewError(types.ErrDecodingFailure, "reading the network configuration: "+err.Error(), "")
 	}
 	version, name := r.Keys["cniVersion"], r.Keys["name"]
-	n, _ := needsOf(verb)
 	spoken := Versions[slices.Index(Versions, n.since):]
 	if json.Unmarshal(version, &r.CNIVersion) != nil || !slices.Contains(spoken, r.CNIVersion) {
-		bad := BadKey("cniVersion", version, strings.Join(spoken, ", ")+" for "+verb)
+		bad := BadKey("cniVersion", version, strings.Join(spoken, ", ")+" for "+n.verb)
 		return types.NewError(types.ErrIncompatibleCNIVersion, bad.Error(), "")
 	}
 	if json.Unmarshal(name, &r.Network) != nil || !isName(r.Network) {
