@@ -26,15 +26,12 @@ func newStage(t *testing.T) stage {
 	}
 	testnet.Need(t)
 	s := stage{t.TempDir()}
-	for name, pkg := range map[string]string{
-		"demo": "taskmeta/internal/demo", "bin/ecs-ipam": "taskmeta/plugins/ecs-ipam",
-		"bin/ecs-bridge": "taskmeta/plugins/ecs-bridge", "bin/ecs-resolver": "taskmeta/resolver",
-	} {
-		build := exec.Command("go", "build", "-o", filepath.Join(s.dir, name), pkg)
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			t.Fatalf("building %s: %v: %s", pkg, err, out)
-		}
+	if err := testnet.Build(s.dir, "taskmeta/internal/demo"); err != nil {
+		t.Fatal(err)
+	}
+	bin := filepath.Join(s.dir, "bin") // where the demo looks for what `make build` has built
+	if err := testnet.Build(bin, "taskmeta/plugins/ecs-ipam", "taskmeta/plugins/ecs-bridge", "taskmeta/resolver"); err != nil {
+		t.Fatal(err)
 	}
 	if err := os.Mkdir(s.tmp(), 0o755); err != nil {
 		t.Fatal(err)

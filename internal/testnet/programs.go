@@ -15,18 +15,13 @@ import (
 const (
 	resolver  = "taskmeta/resolver"
 	ecsBridge = "taskmeta/plugins/ecs-bridge"
-	ecsIPAM   = "taskmeta/plugins/ecs-ipam"
 )
 
 // Build builds Go programs into a directory as `make build` does: static, the resolver
-// under the name of ecs-resolver, and ecs-ipam before the ecs-bridge that has it built in.
-// Packages are import paths.
+// under the name of ecs-resolver, and ecs-ipam, which is among them then, before the
+// ecs-bridge that has it built in. Packages are import paths.
 func Build(dir string, packages ...string) error {
-	bridge := slices.Contains(packages, ecsBridge)
 	others := slices.DeleteFunc(slices.Clone(packages), func(p string) bool { return p == ecsBridge })
-	if bridge && !slices.Contains(others, ecsIPAM) {
-		others = append(others, ecsIPAM)
-	}
 	if err := build(dir, "-s -w", others...); err != nil {
 		return err
 	}
@@ -35,7 +30,7 @@ func Build(dir string, packages ...string) error {
 			return err
 		}
 	}
-	if !bridge {
+	if len(others) == len(packages) {
 		return nil
 	}
 	id, err := exec.Command("go", "tool", "buildid", filepath.Join(dir, "ecs-ipam")).Output()
