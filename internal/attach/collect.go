@@ -70,8 +70,8 @@ func veths() (map[ecs.Attachment]bool, error) {
 }
 
 // isGone reports whether the namespace of a binding without a veth is gone: there is none
-// at its path, or another one, or one that has not got the address, as one that is being
-// attached at this moment hasn't yet.
+// at its path, or another one, which shows by its inode or by the lack of the address. One
+// that is being attached at this moment hasn't got that yet.
 func isGone(b *ecs.Binding, now time.Time) (bool, error) {
 	has, err := link.Addresses(b.Netns)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -43,10 +43,7 @@ func Survey() (found []ecs.Binding, lost []link.Veth, err error) {
 	for _, v := range veths {
 		b := ecs.Binding{Attachment: v.Attachment, Created: now.Add(v.Since - clock), Since: v.Since}
 		if i := slices.IndexFunc(ends, func(e end) bool { return e.of(v) }); i >= 0 {
-			b.Netns, b.Addrs = ends[i].netns, ends[i].Addrs
-			if id, err := identify(b.Netns); err == nil {
-				b.NetnsID = id.ino
-			}
+			b.Netns, b.NetnsID, b.Addrs = ends[i].path, ends[i].ino, ends[i].Addrs
 		}
 		guarded, err := guard.Addrs(v.Name)
 		if err != nil {
@@ -81,7 +78,7 @@ func only(addrs []netip.Addr, has []netip.Prefix) []netip.Prefix {
 // An end is a task's end of a veth pair.
 type end struct {
 	link.Peer
-	netns string
+	namespace
 }
 
 // of reports whether it is the other end of v. An index is unique in one namespace only.
@@ -89,13 +86,13 @@ func (e end) of(v link.Veth) bool { return e.Other == v.Index && e.Netns == v.Ta
 
 // taskEnds finds the ends of veth pairs in all network namespaces but this one.
 func taskEnds() ([]end, error) {
-	paths, err := namespaces()
+	all, err := namespaces()
 	if err != nil {
 		return nil, err
 	}
 	var ends []end
-	for _, path := range paths {
-		peers, err := link.Peers(path)
+	for _, ns := range all {
+		peers, err := link.Peers(ns.path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // it ended meanwhile
 		}
@@ -103,15 +100,21 @@ func taskEnds() ([]end, error) {
 			return nil, err
 		}
 		for _, p := range peers {
-			ends = append(ends, end{p, path})
+			ends = append(ends, end{p, ns})
 		}
 	}
 	return ends, nil
 }
 
-// namespaces returns a path for each network namespace of the machine but this one:
-// where it is mounted, or that of the process with the lowest ID in it.
-func namespaces() ([]string, error) {
+// A namespace is a network namespace with a path that leads to it.
+type namespace struct {
+	path string
+	inode
+}
+
+// namespaces returns each network namespace of the machine but this one, by the path where
+// it is mounted, or that of the process with the lowest ID in it.
+func namespaces() ([]namespace, error) {
 	paths, err := mounted()
 	if err != nil {
 		return nil, err
@@ -127,14 +130,14 @@ func namespaces() ([]string, error) {
 		return nil, fmt.Errorf("looking at this network namespace: %w", err)
 	}
 	seen[own] = true
-	var distinct []string
+	var distinct []namespace
 	for _, path := range append(paths, processes...) {
-		ns, err := identify(path)
-		if err != nil || seen[ns] { // a process that has ended is no error
+		id, err := identify(path)
+		if err != nil || seen[id] { // a process that has ended is no error
 			continue
 		}
-		seen[ns] = true
-		distinct = append(distinct, path)
+		seen[id] = true
+		distinct = append(distinct, namespace{path, id})
 	}
 	return distinct, nil
 }
