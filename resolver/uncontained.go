@@ -6,15 +6,19 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
+
+// ownUsers is the map of this process's user namespace, which stays as it is.
+var ownUsers = sync.OnceValues(func() ([]byte, error) { return os.ReadFile("/proc/self/uid_map") })
 
 // uncontained reports whether a process, or what it executes, can have CAP_NET_ADMIN or
 // CAP_SYS_ADMIN in the user namespace of this one, which is the host's: by a veth pair's end
 // the kernel lets it change the host's network then. One that has ended can nothing.
 func uncontained(pid int) bool {
-	own, err := os.ReadFile("/proc/self/uid_map")
+	own, err := ownUsers()
 	if err != nil {
 		return false
 	}
