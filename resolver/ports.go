@@ -30,7 +30,7 @@ func (e *endpoint) restorePorts(bridge link.Bridge, subnets []netip.Prefix, port
 		if b := held[p.Veth.Attachment]; b != nil && len(b.Addrs) > 0 {
 			guarded = append(guarded, guard.Port{
 				Mode: mode, Link: p.Name, LinkIndex: p.Index,
-				MAC: link.MAC(b.Addrs[0].Addr()), Addrs: b.Addrs, Gateways: append(within(subnets, b.Addrs), b.Hops...),
+				MAC: ecs.MAC(b.Addrs[0].Addr()), Addrs: b.Addrs, Gateways: append(within(subnets, b.Addrs), b.Hops...),
 				Bridge: bridge.Name, BridgeIndex: bridge.Index, BridgeMAC: bridge.MAC,
 			})
 		}

@@ -2,27 +2,12 @@ package link
 
 import (
 	"fmt"
-	"hash/fnv"
 	"net"
 	"net/netip"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
-
-// MAC derives an interface's hardware address from its first IP address, so that a task
-// that gets an address later than another has the MAC that goes with it. IPv4 follows the
-// custom of CNI plugins, 0a:58 and the four bytes; IPv6 has 0a:59 and a hash, since the
-// last bytes alone repeat from one subnet to the next.
-func MAC(addr netip.Addr) net.HardwareAddr {
-	if addr.Is4() {
-		four := addr.As4()
-		return append(net.HardwareAddr{0x0a, 0x58}, four[:]...)
-	}
-	h := fnv.New32a()
-	h.Write(addr.AsSlice())
-	return h.Sum(net.HardwareAddr{0x0a, 0x59})
-}
 
 // addAddr gives an address to the interface of that index. It may be used at once:
 // nobody else has it, so IPv6 does not ask around first. With onLink the rest of the

@@ -46,7 +46,7 @@ type Bridge struct {
 // bridgeMAC is the MAC of the bridges made here. It is set, since a bridge would else
 // take the lowest of its ports' and change it as tasks come and go; and it goes with an
 // address that no task is ever given.
-var bridgeMAC = MAC(ecs.EndpointAddr)
+var bridgeMAC = ecs.MAC(ecs.EndpointAddr)
 
 // Bridge looks a bridge up; [unix.ENODEV] where there is no interface of that name.
 func (h *Host) Bridge(name string) (Bridge, error) {

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
 
 	"taskmeta/internal/bootclock"
 	"taskmeta/internal/ecs"
@@ -96,22 +98,6 @@ func TestAliasTellsTheAttachment(t *testing.T) {
 		if _, _, _, ok := parseAlias(foreign); ok {
 			t.Errorf("%q is taken for ours", foreign)
 		}
-	}
-}
-
-func TestMAC(t *testing.T) {
-	t.Parallel()
-	tests := map[string]struct{ addr, want string }{
-		"IPv4 is the four bytes": {"169.254.172.2", "0a:58:a9:fe:ac:02"},
-		"IPv6 is a hash":         {"fd00:ec2::2", "0a:59:3b:19:b0:a6"},
-		"of the whole address":   {"fd00:ec3::2", "0a:59:72:2e:4d:c9"},
-	}
-	for name, test := range tests {
-		t.Run(name, func(t *testing.T) {
-			if got := MAC(netip.MustParseAddr(test.addr)).String(); got != test.want {
-				t.Errorf("got %s, want %s", got, test.want)
-			}
-		})
 	}
 }
 
@@ -277,7 +263,7 @@ func TestPairConnectsTaskAndBridge(t *testing.T) {
 	scope := 200
 	want := Interface{
 		Name:  "eth0",
-		MAC:   MAC(netip.MustParseAddr("169.254.172.2")),
+		MAC:   ecs.MAC(netip.MustParseAddr("169.254.172.2")),
 		Addrs: []netip.Prefix{netip.MustParsePrefix("169.254.172.2/22"), netip.MustParsePrefix("fd00:ec2::2/64")},
 		Routes: []Route{
 			{Dst: netip.MustParsePrefix("169.254.172.1/32")},
@@ -390,7 +376,7 @@ func TestAwaitUpWaitsForTheCarrier(t *testing.T) {
 		}
 		later := make(chan error, 1)
 		time.AfterFunc(100*time.Millisecond, func() {
-			later <- task.SetUp(Interface{Name: attachment.IfName, MAC: MAC(netip.MustParseAddr("169.254.172.2"))})
+			later <- task.SetUp(Interface{Name: attachment.IfName, MAC: ecs.MAC(netip.MustParseAddr("169.254.172.2"))})
 		})
 		err = errors.Join(h.awaitUp(v.Name), <-later)
 		passesFrames(t, v.Name)
@@ -402,7 +388,7 @@ func TestCheckNamesWhatIsMissing(t *testing.T) {
 	t.Parallel()
 	want := Interface{
 		Name:   "eth0",
-		MAC:    MAC(netip.MustParseAddr("169.254.172.2")),
+		MAC:    ecs.MAC(netip.MustParseAddr("169.254.172.2")),
 		Addrs:  []netip.Prefix{netip.MustParsePrefix("169.254.172.2/22")},
 		Routes: []Route{{Dst: netip.MustParsePrefix("169.254.172.1/32")}},
 	}
@@ -508,6 +494,50 @@ func TestVethIsHeldAndRemoved(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// A DEL beside the ADD may remove the pair as soon as it is there.
+func TestVethThatIsRemovedMeanwhile(t *testing.T) {
+	t.Parallel()
+	var b Bridge
+	host := onHost(t, func(h *Host) (err error) {
+		b, err = h.EnsureBridge("br0", 1500)
+		return err
+	})
+	task, made, removed := openTask(t), make(chan struct{}), make(chan error, 1)
+	go func() {
+		removed <- host.Do(func() error {
+			h, err := OpenHost()
+			if err != nil {
+				return err
+			}
+			defer h.Close()
+			remove := linkStep(unix.RTM_DELLINK, 0, "removing", nl.NewIfInfomsg(unix.AF_UNSPEC), HostName(attachment))
+			remove.fine = unix.ENODEV
+			for {
+				select {
+				case <-made:
+					return nil
+				default:
+				}
+				if err := h.do(remove); err != nil {
+					return err
+				}
+			}
+		})
+	}()
+	in(t, host, func(h *Host) error {
+		for range 100 {
+			if v, err := h.MakeVeth(task, attachment, b, 1500, time.Hour, "strict"); err == nil && v.Name == "" {
+				t.Error("no error, and no veth")
+			}
+		}
+		return nil
+	})
+	close(made)
+	if err := <-removed; err != nil {
+		t.Error(err)
+	}
 }
 
 func TestVethOfSomebodyElseIsNotOurs(t *testing.T) {

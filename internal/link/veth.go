@@ -116,9 +116,13 @@ func (h *Host) MakeVeth(t *Task, a ecs.Attachment, b Bridge, mtu int, now time.D
 	} else if err != nil {
 		return Veth{}, err
 	}
-	v, _, err := h.Veth(a)
+	v, found, err := h.Veth(a)
+	if err == nil && !found {
+		err = fmt.Errorf("veth %s was removed while it was set up", name)
+	}
 	if err := errors.Join(made[1], err, disableIPv6(name)); err != nil {
 		byName := linkStep(unix.RTM_DELLINK, 0, "removing veth "+name, nl.NewIfInfomsg(unix.AF_UNSPEC), name)
+		byName.fine = unix.ENODEV
 		return Veth{}, errors.Join(err, h.do(byName))
 	}
 	return v, nil

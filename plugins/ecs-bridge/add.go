@@ -13,6 +13,7 @@ import (
 
 	"taskmeta/internal/bootclock"
 	"taskmeta/internal/cniedge"
+	"taskmeta/internal/ecs"
 	"taskmeta/internal/guard"
 	"taskmeta/internal/link"
 )
@@ -176,7 +177,7 @@ func (c *config) port(p pair, i link.Interface) guard.Port {
 // IPAM plugin's, as AWS's plugin has them: nothing else of the subnet is on the link,
 // unless the configuration says so.
 func (c *config) wants(name string, g grant) link.Interface {
-	i := link.Interface{Name: name, MAC: link.MAC(g.addrs[0].Addr()), Addrs: g.addrs}
+	i := link.Interface{Name: name, MAC: ecs.MAC(g.addrs[0].Addr()), Addrs: g.addrs}
 	for n, addr := range g.addrs {
 		gateway := g.gateways[n].Addr()
 		i.Routes = append(i.Routes, link.Route{Dst: netip.PrefixFrom(gateway, gateway.BitLen())})
