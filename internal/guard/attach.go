@@ -9,6 +9,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"taskmeta/internal/sockdiag"
 )
 
 // portFlags are the bridge port's settings: it talks to the bridge's own address and to
@@ -98,22 +100,29 @@ func setPortFlags(link int) error {
 	return err
 }
 
-// removeNeighbours deletes the entries of addrs on the bridge, if they and it exist.
-func removeNeighbours(bridge string, addrs []netip.Addr) error {
+// forget deletes the permanent neighbours of a bridge that have these addresses, if they and
+// it exist, and then ends the host's TCP connections with them.
+func forget(bridge string, addrs []netip.Addr) error {
 	if len(addrs) == 0 {
 		return nil
 	}
 	i, err := index(bridge)
-	if errors.As(err, new(netlink.LinkNotFoundError)) {
-		return nil
-	}
-	if err != nil {
+	switch {
+	case errors.As(err, new(netlink.LinkNotFoundError)):
+	case err != nil:
 		return err
+	default:
+		for _, addr := range addrs {
+			err := netlink.NeighDel(&netlink.Neigh{LinkIndex: i, IP: net.IP(addr.AsSlice())})
+			if err != nil && !gone(err) {
+				return fmt.Errorf("deleting the neighbour %s on %s: %w", addr, bridge, err)
+			}
+		}
 	}
 	for _, addr := range addrs {
-		err := netlink.NeighDel(&netlink.Neigh{LinkIndex: i, IP: net.IP(addr.AsSlice())})
-		if err != nil && !gone(err) {
-			return fmt.Errorf("deleting the neighbour %s on %s: %w", addr, bridge, err)
+		// Where the kernel cannot, the resolver does so when it sees that the link is gone.
+		if err := sockdiag.Destroy(addr); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+			return fmt.Errorf("ending the connections of %s: %w", addr, err)
 		}
 	}
 	return nil

@@ -14,7 +14,6 @@ import (
 	"io/fs"
 	"net"
 	"net/netip"
-	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -22,7 +21,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"taskmeta/internal/ecs"
-	"taskmeta/internal/sockdiag"
 )
 
 // A Mode says how much a port lets out.
@@ -248,30 +246,22 @@ func outside(own netip.Prefix) []expr.Any {
 
 // Remove takes away what Install and Attach made for the port named link: the
 // permanent neighbours, then the host's TCP connections with the task, then the chain.
-// It comes after the link is deleted and before the addresses are freed. The addresses
-// are those given and those the chain names, so that a DEL that knows none leaves
-// nothing either. What is gone already, the bridge included, is no error.
-func Remove(bridge, link string, addrs ...netip.Addr) error {
+// It comes after the link is deleted and before the addresses are freed. The chain names
+// the addresses; where somebody has flushed it, they are those that no port of the bridge
+// has. What is gone already, the bridge included, is no error.
+func Remove(bridge, link string) error {
 	rules, err := installed(link)
 	if err != nil {
 		return err
 	}
-	for _, r := range rules {
-		if r.addr.IsValid() && !slices.Contains(addrs, r.addr) {
-			addrs = append(addrs, r.addr)
-		}
+	there := len(rules) > 0
+	if there {
+		err = forget(bridge, named(rules))
+	} else if err = sweepNeighbours(bridge); err == nil {
+		there, err = exists(link)
 	}
-	if err := removeNeighbours(bridge, addrs); err != nil {
-		return err
-	}
-	for _, addr := range addrs {
-		// Where the kernel cannot, the resolver does so when it sees that the link is gone.
-		if err := sockdiag.Destroy(addr); err != nil && !errors.Is(err, errors.ErrUnsupported) {
-			return fmt.Errorf("ending the connections of %s: %w", addr, err)
-		}
-	}
-	if len(rules) == 0 {
-		return nil // a request to delete nothing takes the kernel as long as another
+	if err != nil || !there {
+		return err // a request to delete nothing takes the kernel as long as another
 	}
 	conn, err := nftables.New()
 	if err != nil {

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io"
 	"net"
-	"net/netip"
 	"os/exec"
 	"strings"
 	"testing"
@@ -72,23 +71,48 @@ func TestCheckNamesWhatIsMissing(t *testing.T) {
 	}
 }
 
-func TestRemoveNeedsNoAddress(t *testing.T) {
+func TestRemoveLeavesNothing(t *testing.T) {
 	t.Parallel()
-	ns, p := guarded(t)
-	if before := entries(t, ns); strings.Count(before, "PERMANENT") != 2 || !strings.Contains(before, "in-veth1") {
-		t.Fatalf("the guard left no trace: %s", before)
+	for name, harm := range map[string]string{
+		"all is there":           "",
+		"the ruleset is flushed": "flush ruleset",
+		"the chain is flushed":   "flush chain netdev ecs_guard in-veth1",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ns, p := guarded(t)
+			if before := entries(t, ns); strings.Count(before, "PERMANENT") != 2 || !strings.Contains(before, "in-veth1") {
+				t.Fatalf("the guard left no trace: %s", before)
+			}
+			if harm != "" {
+				nft(t, ns, strings.Fields(harm)...)
+			}
+			in(t, ns, func() error {
+				return errors.Join(
+					netlink.LinkDel(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: p.Link}}),
+					guard.Remove(p.Bridge, p.Link))
+			})
+			if left := entries(t, ns); strings.Contains(left, "PERMANENT") || strings.Contains(left, "in-veth1") {
+				t.Errorf("left behind: %s", left)
+			}
+			in(t, ns, func() error { return guard.Remove(p.Bridge, p.Link) })
+			in(t, ns, func() error { return netlink.LinkDel(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: p.Bridge}}) })
+			in(t, ns, func() error { return guard.Remove(p.Bridge, p.Link) })
+		})
 	}
-	in(t, ns, func() error {
-		return errors.Join(
-			netlink.LinkDel(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: p.Link}}),
-			guard.Remove(p.Bridge, p.Link))
-	})
-	if left := entries(t, ns); strings.Contains(left, "PERMANENT") || strings.Contains(left, "in-veth1") {
-		t.Errorf("left behind: %s", left)
+}
+
+// Whoever else has a permanent neighbour on the bridge keeps it.
+func TestSweepLeavesWhatIsNotATasks(t *testing.T) {
+	t.Parallel()
+	ns, _ := host(t, "169.254.172.1/22")
+	const line = "ip neigh add 169.254.172.9 dev ecs-bridge lladdr 02:00:00:00:00:09 nud permanent"
+	in(t, ns, exec.Command("sh", "-c", line).Run)
+	before := entries(t, ns)
+	in(t, ns, func() error { return errors.Join(guard.Sweep("ecs-bridge"), guard.Remove("ecs-bridge", "veth9")) })
+	if after := entries(t, ns); after != before || !strings.Contains(after, "169.254.172.9") {
+		t.Errorf("left %q of %q", after, before)
 	}
-	in(t, ns, func() error { return guard.Remove(p.Bridge, p.Link, netip.MustParseAddr("169.254.172.2")) })
-	in(t, ns, func() error { return netlink.LinkDel(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: p.Bridge}}) })
-	in(t, ns, func() error { return guard.Remove(p.Bridge, p.Link, netip.MustParseAddr("169.254.172.2")) })
 }
 
 func TestRemoveEndsTheTasksConnections(t *testing.T) {
@@ -131,7 +155,8 @@ func TestRemoveEndsTheTasksConnections(t *testing.T) {
 		}
 		defer other.Close()
 
-		in(t, ns, func() error { return guard.Remove("ecs-bridge", "veth1", netip.MustParseAddr("169.254.172.2")) })
+		p := port(guard.Strict, "169.254.172.2/22")
+		in(t, ns, func() error { return errors.Join(p.Install(), guard.Remove(p.Bridge, p.Link)) })
 		if _, err := server.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNABORTED) {
 			t.Errorf("%s: the server's read ended with %v; want ECONNABORTED", network, err)
 		}

@@ -13,6 +13,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"taskmeta/internal/ecs"
 )
 
 // A rule is what a port's chain says of one of its rules: its number, which no other
@@ -22,24 +24,38 @@ type rule struct {
 	addr   netip.Addr
 }
 
-// installed lists the rules of a port's chain: none where there is no chain, or no
-// nftables. The library's list decodes all of them, and drops the kernel's error.
-func installed(link string) ([]rule, error) {
-	chain := portChain(link)
-	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP)
+// ask sends a request that names a port's chain by attributes of these types. There is no
+// answer where there is no chain, or no nftables. The library's calls for it decode all
+// that there is, or drop the kernel's error.
+func ask(link string, message, flags, table, chain int) ([][]byte, error) {
+	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|message, flags)
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.NFPROTO_NETDEV})
-	req.AddData(nl.NewRtAttr(unix.NFTA_RULE_TABLE, nl.ZeroTerminated(chain.Table.Name)))
-	req.AddData(nl.NewRtAttr(unix.NFTA_RULE_CHAIN, nl.ZeroTerminated(chain.Name)))
+	req.AddData(nl.NewRtAttr(table, nl.ZeroTerminated(tableName)))
+	req.AddData(nl.NewRtAttr(chain, nl.ZeroTerminated(chainPrefix+link)))
 	answers, err := req.Execute(unix.NETLINK_NETFILTER, 0)
-	if errors.Is(err, netlink.ErrDumpInterrupted) {
-		return installed(link)
-	}
+	switch {
+	case errors.Is(err, netlink.ErrDumpInterrupted):
+		return ask(link, message, flags, table, chain)
 	// Without netfilter there is no such socket; without nftables, no such request.
-	if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EINVAL) {
+	case gone(err), errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EINVAL):
 		return nil, nil
-	}
-	if err != nil {
+	case err != nil:
 		return nil, fmt.Errorf("reading the chain of port %s: %w", link, explain(err))
+	}
+	return answers, nil
+}
+
+// exists reports whether a port has a chain.
+func exists(link string) (bool, error) {
+	answers, err := ask(link, unix.NFT_MSG_GETCHAIN, 0, unix.NFTA_CHAIN_TABLE, unix.NFTA_CHAIN_NAME)
+	return len(answers) > 0, err
+}
+
+// installed lists the rules of a port's chain.
+func installed(link string) ([]rule, error) {
+	answers, err := ask(link, unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN)
+	if err != nil {
+		return nil, err
 	}
 	var rules []rule
 	for _, answer := range answers {
@@ -66,21 +82,23 @@ func installed(link string) ([]rule, error) {
 // no chain.
 func Addrs(link string) ([]netip.Addr, error) {
 	rules, err := installed(link)
-	if err != nil {
-		return nil, err
-	}
+	return named(rules), err
+}
+
+// named are the addresses that rules name.
+func named(rules []rule) []netip.Addr {
 	var addrs []netip.Addr
 	for _, r := range rules {
 		if r.addr.IsValid() && !slices.Contains(addrs, r.addr) {
 			addrs = append(addrs, r.addr)
 		}
 	}
-	return addrs, nil
+	return addrs
 }
 
 // Sweep removes what killed plugins left behind: chains of ports that no longer exist,
-// and neighbours of the bridge whose MAC address is on none of its ports. It may run
-// beside ADD and DEL.
+// and neighbours of the bridge that are tasks by their MAC address, which none of its ports
+// has. It may run beside ADD and DEL.
 func Sweep(bridge string) error {
 	return errors.Join(sweepChains(), sweepNeighbours(bridge))
 }
@@ -147,17 +165,14 @@ func sweepNeighbours(bridge string) error {
 			onPort[e.HardwareAddr.String()] = true
 		}
 	}
-	var errs []error
+	var stale []netip.Addr
 	for _, n := range known {
-		if n.State&netlink.NUD_PERMANENT == 0 || onPort[n.HardwareAddr.String()] {
-			continue
-		}
 		addr, ok := netip.AddrFromSlice(n.IP)
-		if ok {
-			errs = append(errs, removeNeighbours(bridge, []netip.Addr{addr.Unmap()}))
+		if ok && n.State&netlink.NUD_PERMANENT != 0 && ecs.IsMAC(n.HardwareAddr) && !onPort[n.HardwareAddr.String()] {
+			stale = append(stale, addr.Unmap())
 		}
 	}
-	return errors.Join(errs...)
+	return forget(bridge, stale)
 }
 
 // neighbours lists the entries of a link, or of every link for 0. A list that changed

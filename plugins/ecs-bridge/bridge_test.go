@@ -20,6 +20,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/nftables"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"taskmeta/internal/cniedge"
@@ -227,8 +228,34 @@ func reach(t *testing.T, h *host, task *testnet.Namespace) {
 	c.Close()
 }
 
+// flush removes the guard's tables as often as they come, until the test ends.
+func flush(t *testing.T, h *host) {
+	ctx, cancel := context.WithCancel(t.Context())
+	var flushing sync.WaitGroup
+	t.Cleanup(func() { cancel(); flushing.Wait() })
+	flushing.Go(func() {
+		err := h.Do(func() error {
+			for ctx.Err() == nil {
+				conn, err := nftables.New()
+				if err != nil {
+					return err
+				}
+				conn.FlushRuleset()
+				if err := conn.Flush(); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestAddThatFailsLeavesNothing(t *testing.T) {
 	t.Parallel()
+	unroutable := strings.Replace(conf(), `"ecs-ipam"`, `"ecs-ipam", "ipv4-routes": [{"dst": "10.0.0.0/8", "gw": "10.9.9.9"}]`, 1)
 	tests := map[string]struct {
 		spoil func(t *testing.T, h *host, task *testnet.Namespace)
 		netns string // else the task's
@@ -286,6 +313,13 @@ func TestAddThatFailsLeavesNothing(t *testing.T) {
 		"the MTU is too small for IPv6": {
 			conf: `{"cniVersion": "1.1.0", "name": "ecs-task", "mtu": 1200, "ipam": {"type": "ecs-ipam", "ipv6-subnet": "fd00:ec2::/64"}}`,
 			code: types.ErrInternal, want: "adding address fd00:ec2::1/64",
+		},
+		"the kernel refuses a route": {
+			conf: unroutable, code: types.ErrInternal, want: "adding route 10.0.0.0/8 via 10.9.9.9",
+		},
+		"the kernel refuses a route, and the guard's table is gone by then": {
+			spoil: func(t *testing.T, h *host, _ *testnet.Namespace) { flush(t, h) },
+			conf:  unroutable, code: types.ErrInternal, want: "adding route 10.0.0.0/8 via 10.9.9.9",
 		},
 		"the IPAM plugin is missing": {
 			conf: strings.Replace(conf(), "ecs-ipam", "none", 1),
@@ -572,15 +606,15 @@ func TestDelBesideAdd(t *testing.T) {
 	t.Parallel()
 	h, task := newHost(t), testnet.T(t)
 	before := h.things(t)
-	for round := range testnet.Soak(8, 200) {
+	for round := range testnet.Soak(60, 1000) {
 		name := fmt.Sprintf("c%d", round)
 		var both sync.WaitGroup
 		both.Go(func() { _, _ = h.call("ADD", name, task.Path(), conf()) }) // it may succeed or not
 		both.Go(func() { _, _ = h.call("DEL", name, task.Path(), conf()) })
 		both.Wait()
 		h.must(t, "DEL", name, task.Path(), conf())
-		h.left(t, before)
 	}
+	h.left(t, before)
 }
 
 // What only the IPAM plugin can free, DEL says so and goes on saying, and all else is gone.
