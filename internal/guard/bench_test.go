@@ -37,7 +37,7 @@ func BenchmarkPort(b *testing.B) {
 						return err
 					})
 					b.StopTimer()
-					in(b, ns, func() error { return guard.Remove(p.Bridge, p.Link) })
+					in(b, ns, func() error { return guard.Remove(p.Bridge, p.Link, true) })
 					b.StartTimer()
 				}
 				reportMedian(b, took)
@@ -51,7 +51,7 @@ func BenchmarkPort(b *testing.B) {
 					b.StartTimer()
 					in(b, ns, func() error {
 						start := time.Now()
-						err := guard.Remove(p.Bridge, p.Link)
+						err := guard.Remove(p.Bridge, p.Link, true)
 						took = append(took, time.Since(start))
 						return err
 					})

@@ -247,17 +247,22 @@ func outside(own netip.Prefix) []expr.Any {
 // Remove takes away what Install and Attach made for the port named link: the
 // permanent neighbours, then the host's TCP connections with the task, then the chain.
 // It comes after the link is deleted and before the addresses are freed. The chain names
-// the addresses; where somebody has flushed it, they are those that no port of the bridge
-// has. What is gone already, the bridge included, is no error.
-func Remove(bridge, link string) error {
+// the addresses; where a guarded port has none, since somebody has flushed it, they are
+// those that no port of the bridge has, which takes longer the more ports there are. What
+// is gone already, the bridge included, is no error.
+func Remove(bridge, link string, guarded bool) error {
 	rules, err := installed(link)
 	if err != nil {
 		return err
 	}
 	there := len(rules) > 0
-	if there {
+	switch {
+	case there:
 		err = forget(bridge, named(rules))
-	} else if err = sweepNeighbours(bridge); err == nil {
+	case guarded:
+		err = sweepNeighbours(bridge)
+	}
+	if err == nil && !there {
 		there, err = exists(link)
 	}
 	if err != nil || !there {

@@ -90,14 +90,14 @@ func TestRemoveLeavesNothing(t *testing.T) {
 			in(t, ns, func() error {
 				return errors.Join(
 					netlink.LinkDel(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: p.Link}}),
-					guard.Remove(p.Bridge, p.Link))
+					guard.Remove(p.Bridge, p.Link, true))
 			})
 			if left := entries(t, ns); strings.Contains(left, "PERMANENT") || strings.Contains(left, "in-veth1") {
 				t.Errorf("left behind: %s", left)
 			}
-			in(t, ns, func() error { return guard.Remove(p.Bridge, p.Link) })
+			in(t, ns, func() error { return guard.Remove(p.Bridge, p.Link, true) })
 			in(t, ns, func() error { return netlink.LinkDel(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: p.Bridge}}) })
-			in(t, ns, func() error { return guard.Remove(p.Bridge, p.Link) })
+			in(t, ns, func() error { return guard.Remove(p.Bridge, p.Link, true) })
 		})
 	}
 }
@@ -109,7 +109,7 @@ func TestSweepLeavesWhatIsNotATasks(t *testing.T) {
 	const line = "ip neigh add 169.254.172.9 dev ecs-bridge lladdr 02:00:00:00:00:09 nud permanent"
 	in(t, ns, exec.Command("sh", "-c", line).Run)
 	before := entries(t, ns)
-	in(t, ns, func() error { return errors.Join(guard.Sweep("ecs-bridge"), guard.Remove("ecs-bridge", "veth9")) })
+	in(t, ns, func() error { return errors.Join(guard.Sweep("ecs-bridge"), guard.Remove("ecs-bridge", "veth9", true)) })
 	if after := entries(t, ns); after != before || !strings.Contains(after, "169.254.172.9") {
 		t.Errorf("left %q of %q", after, before)
 	}
@@ -156,7 +156,7 @@ func TestRemoveEndsTheTasksConnections(t *testing.T) {
 		defer other.Close()
 
 		p := port(guard.Strict, "169.254.172.2/22")
-		in(t, ns, func() error { return errors.Join(p.Install(), guard.Remove(p.Bridge, p.Link)) })
+		in(t, ns, func() error { return errors.Join(p.Install(), guard.Remove(p.Bridge, p.Link, true)) })
 		if _, err := server.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNABORTED) {
 			t.Errorf("%s: the server's read ended with %v; want ECONNABORTED", network, err)
 		}
@@ -202,7 +202,9 @@ func TestOffLeavesThePortAlone(t *testing.T) {
 	t.Parallel()
 	ns, _ := host(t)
 	p := port(guard.Off, "169.254.172.2/22")
-	in(t, ns, func() error { return errors.Join(p.Install(), p.Attach(), p.Check(), guard.Remove(p.Bridge, p.Link)) })
+	in(t, ns, func() error {
+		return errors.Join(p.Install(), p.Attach(), p.Check(), guard.Remove(p.Bridge, p.Link, false))
+	})
 	if left := entries(t, ns) + nft(t, ns, "list", "ruleset"); left != "" {
 		t.Errorf("made: %s", left)
 	}

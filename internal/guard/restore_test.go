@@ -67,7 +67,7 @@ func TestRestoreOfAPortThatIsGone(t *testing.T) {
 			return err
 		}
 		p.LinkIndex = l.Attrs().Index
-		return errors.Join(netlink.LinkDel(l), guard.Remove(p.Bridge, p.Link))
+		return errors.Join(netlink.LinkDel(l), guard.Remove(p.Bridge, p.Link, true))
 	})
 	in(t, ns, func() error {
 		restored, err := guard.Restore([]guard.Port{p})

@@ -139,7 +139,7 @@ func connect(ctx context.Context, r *cniedge.Request, conf *config, plugin *dele
 	}
 	if err == nil {
 		back.push(func(context.Context) error {
-			return host.DelVeth(p.veth, func() error { return guard.Remove(bridge.Name, p.veth.Name) })
+			return host.DelVeth(p.veth, func() error { return guard.Remove(bridge.Name, p.veth.Name, conf.guard != guard.Off) })
 		})
 	}
 	if given.err != nil {

@@ -155,6 +155,10 @@ func TestDelOfWhatIsPartlyGone(t *testing.T) {
 			sh(t, h.Namespace, "ip link del ecs-bridge")
 			return task.Path()
 		},
+		"the ruleset is flushed": func(t *testing.T, h *host, task *testnet.Namespace) string {
+			sh(t, h.Namespace, "nft flush ruleset")
+			return task.Path()
+		},
 		"the veth is gone": func(t *testing.T, h *host, task *testnet.Namespace) string {
 			sh(t, h.Namespace, "ip link del "+vethOf("c1"))
 			return task.Path()

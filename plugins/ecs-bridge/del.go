@@ -28,7 +28,7 @@ func del(ctx context.Context, r *cniedge.Request) error {
 		return err
 	}
 	rest := func() error {
-		if err := guard.Remove(place.bridge, link.HostName(r.Attachment)); err != nil {
+		if err := guard.Remove(place.bridge, link.HostName(r.Attachment), ok && guarded(v)); err != nil {
 			return err
 		}
 		return place.release(ctx, r, "DEL")
@@ -38,6 +38,9 @@ func del(ctx context.Context, r *cniedge.Request) error {
 	}
 	return host.DelVeth(v, rest)
 }
+
+// guarded reports whether an attachment's port was given a guard.
+func guarded(v link.Veth) bool { return guard.Mode(v.Guard) != guard.Off }
 
 // release passes a verb that gives addresses back on to the IPAM plugin, if there is one.
 func (p place) release(ctx context.Context, r *cniedge.Request, verb string) error {
@@ -90,7 +93,7 @@ func removeStale(bridge string, stale func(link.Veth) bool) error {
 			continue
 		}
 		slog.Info("removing", "container", v.Attachment.Container, "ifname", v.Attachment.IfName, "veth", v.Name)
-		errs = append(errs, host.DelVeth(v, func() error { return guard.Remove(bridge, v.Name) }))
+		errs = append(errs, host.DelVeth(v, func() error { return guard.Remove(bridge, v.Name, guarded(v)) }))
 	}
 	return errors.Join(append(errs, guard.Sweep(bridge))...)
 }
