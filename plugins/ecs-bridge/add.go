@@ -138,9 +138,7 @@ func connect(ctx context.Context, r *cniedge.Request, conf *config, plugin *dele
 		})
 	}
 	if err == nil {
-		back.push(func(context.Context) error {
-			return host.DelVeth(p.veth, func() error { return guard.Remove(bridge.Name, p.veth.Name, conf.guard != guard.Off) })
-		})
+		back.push(func(context.Context) error { return detach(host, bridge.Name, p.veth) })
 	}
 	if given.err != nil {
 		return p, given.err

@@ -42,6 +42,11 @@ func del(ctx context.Context, r *cniedge.Request) error {
 // guarded reports whether an attachment's port was given a guard.
 func guarded(v link.Veth) bool { return guard.Mode(v.Guard) != guard.Off }
 
+// detach removes a veth pair and its guard.
+func detach(host *link.Host, bridge string, v link.Veth) error {
+	return host.DelVeth(v, func() error { return guard.Remove(bridge, v.Name, guarded(v)) })
+}
+
 // release passes a verb that gives addresses back on to the IPAM plugin, if there is one.
 func (p place) release(ctx context.Context, r *cniedge.Request, verb string) error {
 	if p.ipam == "" {
@@ -93,7 +98,7 @@ func removeStale(bridge string, stale func(link.Veth) bool) error {
 			continue
 		}
 		slog.Info("removing", "container", v.Attachment.Container, "ifname", v.Attachment.IfName, "veth", v.Name)
-		errs = append(errs, host.DelVeth(v, func() error { return guard.Remove(bridge, v.Name, guarded(v)) }))
+		errs = append(errs, detach(host, bridge, v))
 	}
 	return errors.Join(append(errs, guard.Sweep(bridge))...)
 }
