@@ -16,7 +16,7 @@ build: ## Build the static programs bin/ecs-ipam, bin/ecs-bridge and bin/ecs-res
 	$(GO_BUILD) "$(LDFLAGS)" -o bin/ecs-resolver ./resolver
 
 demo: prerequisites build ## Show the main job on a host of its own (KEEP=1 leaves it up to explore).
-	@go run ./internal/demo $(if $(KEEP),-keep)
+	@go run ./internal/dev/demo $(if $(KEEP),-keep)
 
 test: prerequisites fmt lint build ## Run every test, on real namespaces and a real Docker daemon (needs root).
 	go test -race -count=1 -timeout 10m ./...
@@ -44,9 +44,9 @@ fuzz: ## Run every fuzz target for a minute.
 	done
 
 bench: prerequisites build ## Print each figure beside its peer, measured in one run.
-	go run ./internal/bench/plugins
-	go run ./internal/bench/attach
-	go run ./internal/bench/resolver
+	go run ./internal/dev/bench/plugins
+	go run ./internal/dev/bench/attach
+	go run ./internal/dev/bench/resolver
 
 prerequisites:
 	@.ci/prerequisites

@@ -11,7 +11,7 @@ import (
 	"syscall"
 	"testing"
 
-	"taskmeta/internal/testnet"
+	"taskmeta/internal/dev/testnet"
 )
 
 // The page's socket in the file system is root's alone, and what an earlier run left in

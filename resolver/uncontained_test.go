@@ -7,7 +7,7 @@ import (
 	"syscall"
 	"testing"
 
-	"taskmeta/internal/testnet"
+	"taskmeta/internal/dev/testnet"
 )
 
 // A process is held by the guard unless it can come by power over the host's network.

@@ -12,8 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"taskmeta/internal/dev/testnet"
 	"taskmeta/internal/ecs"
-	"taskmeta/internal/testnet"
 )
 
 // The plugins are told where the bindings are and which task it is; what else is

@@ -22,8 +22,8 @@ import (
 	"pgregory.net/rapid"
 
 	"taskmeta/internal/bootclock"
+	"taskmeta/internal/dev/testnet"
 	"taskmeta/internal/ecs"
-	"taskmeta/internal/testnet"
 )
 
 const thisBoot = "11111111-1111-1111-1111-111111111111"

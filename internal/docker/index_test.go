@@ -20,8 +20,8 @@ import (
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/events"
 
+	"taskmeta/internal/dev/testnet"
 	"taskmeta/internal/ecs"
-	"taskmeta/internal/testnet"
 )
 
 const arn = "arn:aws:ecs:us-west-2:123456789012:task/default/web"

@@ -11,8 +11,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"taskmeta/internal/dev/testnet"
 	"taskmeta/internal/guard"
-	"taskmeta/internal/testnet"
 )
 
 // BenchmarkPort measures what the guard adds to an ADD (attach) and to a DEL (detach),

@@ -11,8 +11,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"taskmeta/internal/dev/testnet"
 	"taskmeta/internal/guard"
-	"taskmeta/internal/testnet"
 )
 
 // guarded makes a host whose veth1 has the whole guard.

@@ -10,8 +10,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"taskmeta/internal/dev/testnet"
 	"taskmeta/internal/guard"
-	"taskmeta/internal/testnet"
 )
 
 // restore calls Restore for one port and returns what it says it did.

@@ -12,8 +12,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
 
+	"taskmeta/internal/dev/testnet"
 	"taskmeta/internal/guard"
-	"taskmeta/internal/testnet"
 )
 
 var update = flag.Bool("update", false, "rewrite testdata/nft from what the kernel lists")

@@ -17,8 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"taskmeta/internal/bootclock"
+	"taskmeta/internal/dev/testnet"
 	"taskmeta/internal/ecs"
-	"taskmeta/internal/testnet"
 )
 
 var attachment = ecs.Attachment{Network: "ecs-task", Container: "c1", IfName: "eth0"}

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"taskmeta/internal/testnet"
+	"taskmeta/internal/dev/testnet"
 )
 
 // The image, loaded and run as the quick start has it, attaches and answers a container

@@ -17,7 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"taskmeta/internal/testnet"
+	"taskmeta/internal/dev/testnet"
 )
 
 // A machine is a Debian machine that runs systemd, with this machine's files as they are

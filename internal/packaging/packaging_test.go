@@ -20,7 +20,7 @@ import (
 	"testing"
 	"time"
 
-	"taskmeta/internal/testnet"
+	"taskmeta/internal/dev/testnet"
 )
 
 const arn = "arn:aws:ecs:us-west-2:123456789012:task/default/web"

@@ -13,8 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"taskmeta/internal/dev/testnet"
 	"taskmeta/internal/ecs"
-	"taskmeta/internal/testnet"
 	"taskmeta/internal/witness"
 )
 

@@ -24,8 +24,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"taskmeta/internal/cniedge"
+	"taskmeta/internal/dev/testnet"
 	"taskmeta/internal/link"
-	"taskmeta/internal/testnet"
 )
 
 // The stories are told on a host of their own: $HOST and $TASK are network namespaces.

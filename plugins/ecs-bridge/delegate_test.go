@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 	"testing"
 
-	"taskmeta/internal/testnet"
+	"taskmeta/internal/dev/testnet"
 )
 
 // started is a script that is the ecs-ipam built beside ecs-bridge, under a head of its own.

@@ -11,7 +11,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
-	"taskmeta/internal/testnet"
+	"taskmeta/internal/dev/testnet"
 )
 
 // What runs in a task while it is attached can ask as soon as there is a route. By then

@@ -13,7 +13,7 @@ import (
 	current "github.com/containernetworking/cni/pkg/types/100"
 
 	"taskmeta/internal/cniedge"
-	"taskmeta/internal/testnet"
+	"taskmeta/internal/dev/testnet"
 )
 
 // repair runs `ecs-resolver bindings repair` on the host.

@@ -8,8 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"taskmeta/internal/dev/testnet"
 	"taskmeta/internal/ecs"
-	"taskmeta/internal/testnet"
 )
 
 func attachment(container string) ecs.Attachment {

@@ -25,8 +25,8 @@ import (
 
 	"taskmeta/internal/bindingdb"
 	"taskmeta/internal/cniedge"
+	"taskmeta/internal/dev/testnet"
 	"taskmeta/internal/ecs"
-	"taskmeta/internal/testnet"
 )
 
 // bin is where the plugin is that the tests start.

@@ -1,0 +1,276 @@
+// Attach measures how long a container with a task's label waits for a working endpoint:
+// from the daemon's start event, and from the first instruction of its own process, to
+// the first answer with status 200, on a host of its own with `serve --auto-attach`.
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"taskmeta/internal/dev/testnet"
+)
+
+// waitTime bounds what is waited for.
+const waitTime = 30 * time.Second
+
+func main() {
+	rounds := flag.Int("rounds", 100, "containers that are started one after the other")
+	together := flag.Int("together", 8, "containers that are started at once, as often as makes that number")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, *rounds, *together)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "attach:", err)
+		os.Exit(1)
+	}
+}
+
+// A bench is a host with a daemon and a resolver.
+type bench struct {
+	dir    string
+	docker *testnet.Daemon
+
+	mu      sync.Mutex
+	started map[string]time.Time // by container ID, as the daemon's events say
+}
+
+func run(ctx context.Context, rounds, together int) (err error) {
+	dir, err := os.MkdirTemp("", "taskmeta-bench-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	b := &bench{dir: dir, started: make(map[string]time.Time)}
+	if err := testnet.Build(dir, "taskmeta/internal/dev/bench/attach/probe", "taskmeta/plugins/ecs-ipam", "taskmeta/plugins/ecs-bridge", "taskmeta/resolver"); err != nil {
+		return err
+	}
+	if err := os.Mkdir(b.out(), 0o755); err != nil {
+		return err
+	}
+	host, err := testnet.New()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, host.Close()) }()
+	if b.docker, err = testnet.StartDocker(host); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.docker.Close()) }()
+	if err := b.docker.Import("probe", map[string]string{"/probe": filepath.Join(dir, "probe")}); err != nil {
+		return err
+	}
+	events, err := b.followEvents(ctx)
+	if err != nil {
+		return err
+	}
+	defer events()
+	resolver, err := b.serve(ctx, host)
+	if err != nil {
+		return err
+	}
+	defer resolver()
+
+	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(t, "container start to working endpoint, ms\tcontainers\tp50\tp90\tp99\tmax\t")
+	if _, err := b.measure(ctx, 2, 1); err != nil { // the first one makes the bridge
+		return err
+	}
+	for _, c := range []struct {
+		name     string
+		n, width int
+	}{
+		{"one at a time", rounds, 1},
+		{fmt.Sprintf("%d at once", together), (rounds + together - 1) / together * together, together},
+	} {
+		m, err := b.measure(ctx, c.n, c.width)
+		if err != nil {
+			return err
+		}
+		line(t, c.name+": from the start event", m.sinceEvent)
+		line(t, c.name+": from the process's first instruction", m.sinceBegun)
+		line(t, "  `docker run` itself", m.dockerRun)
+	}
+	return t.Flush()
+}
+
+func (b *bench) out() string { return filepath.Join(b.dir, "out") }
+
+// followEvents notes when containers start, until the function returned is called.
+func (b *bench) followEvents(ctx context.Context) (stop func(), err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	cmd := exec.CommandContext(ctx, "docker", "--host", b.docker.Host, "events",
+		"--filter", "type=container", "--filter", "event=start", "--format", "{{.ID}} {{.TimeNano}}")
+	lines, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		cancel()
+		return nil, fmt.Errorf("following the daemon's events: %w", err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		scanner := bufio.NewScanner(lines)
+		for scanner.Scan() {
+			var id string
+			var nanos int64
+			if _, err := fmt.Sscan(scanner.Text(), &id, &nanos); err == nil {
+				b.mu.Lock()
+				b.started[id] = time.Unix(0, nanos)
+				b.mu.Unlock()
+			}
+		}
+		_ = cmd.Wait()
+	}()
+	return func() { cancel(); <-done }, nil
+}
+
+// serve starts the resolver and waits until it is ready.
+func (b *bench) serve(ctx context.Context, host *testnet.Namespace) (stop func(), err error) {
+	log, err := os.Create(filepath.Join(b.dir, "resolver.log"))
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	socket := filepath.Join(b.dir, "admin.sock")
+	cmd := exec.Command(filepath.Join(b.dir, "ecs-resolver"), "serve", "--auto-attach", "--rate", "0",
+		"--db", filepath.Join(b.dir, "bindings.db"), "--docker-host", b.docker.Host, "--admin", "unix:"+socket)
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := host.Start(cmd); err != nil {
+		return nil, err
+	}
+	stop = func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		_ = cmd.Wait()
+	}
+	err = await(ctx, "the resolver", func() bool {
+		status := exec.CommandContext(ctx, cmd.Path, "status", "--json", "--db", filepath.Join(b.dir, "bindings.db"),
+			"--docker-host", b.docker.Host, "--admin", "unix:"+socket)
+		return host.Run(status) == nil
+	})
+	if err != nil {
+		text, _ := os.ReadFile(log.Name())
+		stop()
+		return nil, fmt.Errorf("%w: %s", err, text)
+	}
+	return stop, nil
+}
+
+// figures are what was measured, one duration a container.
+type figures struct{ sinceEvent, sinceBegun, dockerRun []time.Duration }
+
+// measure starts n containers, width of them at once, and removes them before the next.
+func (b *bench) measure(ctx context.Context, n, width int) (m figures, err error) {
+	for range n / width {
+		if err := context.Cause(ctx); err != nil {
+			return m, err
+		}
+		ids := make([]string, width)
+		took := make([]time.Duration, width)
+		errs := make([]error, width)
+		var all sync.WaitGroup
+		for i := range width {
+			all.Go(func() {
+				begun := time.Now()
+				ids[i], errs[i] = b.docker.CLI("run", "--detach", "--network", "none", "--volume", b.out()+":/out",
+					"--label", fmt.Sprintf("com.amazonaws.ecs.task-arn=arn:aws:ecs:us-west-2:123456789012:task/bench/%d", i), "probe", "/probe", "/out")
+				took[i] = time.Since(begun)
+			})
+		}
+		all.Wait()
+		if err := errors.Join(errs...); err != nil {
+			return m, err
+		}
+		m.dockerRun = append(m.dockerRun, took...)
+		for _, id := range ids {
+			event, begun, answered, err := b.times(ctx, id)
+			if err != nil {
+				return m, err
+			}
+			m.sinceEvent = append(m.sinceEvent, answered.Sub(event))
+			m.sinceBegun = append(m.sinceBegun, answered.Sub(begun))
+		}
+		if _, err := b.docker.CLI(append([]string{"rm", "--force"}, ids...)...); err != nil {
+			return m, err
+		}
+		if err := b.idle(ctx); err != nil {
+			return m, err
+		}
+	}
+	return m, nil
+}
+
+// times waits for what a container and the daemon have to tell.
+func (b *bench) times(ctx context.Context, id string) (event, begun, answered time.Time, err error) {
+	file := filepath.Join(b.out(), id[:12])
+	err = await(ctx, "the container to be answered", func() bool {
+		b.mu.Lock()
+		event = b.started[id]
+		b.mu.Unlock()
+		_, err := os.Stat(file)
+		return err == nil && !event.IsZero()
+	})
+	if err != nil {
+		log, _ := os.ReadFile(filepath.Join(b.dir, "resolver.log"))
+		return event, begun, answered, fmt.Errorf("%w: %s", err, log)
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return event, begun, answered, err
+	}
+	var first, last int64
+	if _, err := fmt.Sscan(string(text), &first, &last); err != nil && !errors.Is(err, io.EOF) {
+		return event, begun, answered, fmt.Errorf("reading %s: %w", file, err)
+	}
+	return event, time.Unix(0, first), time.Unix(0, last), nil
+}
+
+// idle waits until the addresses of removed containers are free, so that the end of one
+// is not in the figures of the next.
+func (b *bench) idle(ctx context.Context) error {
+	return await(ctx, "the addresses to be free", func() bool {
+		out, err := exec.CommandContext(ctx, filepath.Join(b.dir, "ecs-resolver"), "bindings", "--json",
+			"--db", filepath.Join(b.dir, "bindings.db"), "--docker-host", b.docker.Host).Output()
+		return err == nil && strings.TrimSpace(string(out)) == "[]"
+	})
+}
+
+// await tries until done.
+func await(ctx context.Context, what string, done func() bool) error {
+	ctx, cancel := context.WithTimeout(ctx, waitTime)
+	defer cancel()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !done() {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for %s: %w", what, context.Cause(ctx))
+		case <-tick.C:
+		}
+	}
+	return nil
+}
+
+func line(w io.Writer, name string, all []time.Duration) {
+	slices.Sort(all)
+	at := func(percent int) string {
+		return fmt.Sprintf("%.1f", float64(all[(len(all)*percent+99)/100-1])/float64(time.Millisecond))
+	}
+	fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%s\t\n", name, len(all), at(50), at(90), at(99), at(100))
+}

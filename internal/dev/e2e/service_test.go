@@ -1,0 +1,253 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"taskmeta/internal/dev/testnet"
+)
+
+// passed starts ecs-resolver in the namespace with an open socket, as systemd passes it:
+// as descriptor 3, which LISTEN_FDS counts for the process LISTEN_PID.
+func passed(t *testing.T, ns *testnet.Namespace, socket *os.File, log *bytes.Buffer, env []string, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command("sh", append([]string{"-c", `LISTEN_PID=$$ exec "$0" "$@"`, filepath.Join(bin, "ecs-resolver")}, args...)...)
+	cmd.Env = append(os.Environ(), append(env, "LISTEN_FDS=1", "LISTEN_FDNAMES=tasks")...)
+	cmd.ExtraFiles = []*os.File{socket}
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := ns.Start(cmd); err != nil {
+		t.Fatal(err)
+	}
+	return cmd
+}
+
+// terminate ends the resolver, which must end well.
+func terminate(t *testing.T, cmd *exec.Cmd, log *bytes.Buffer) {
+	t.Helper()
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	late := time.AfterFunc(30*time.Second, func() { _ = cmd.Process.Kill() })
+	defer late.Stop()
+	if err := cmd.Wait(); err != nil {
+		t.Fatalf("the resolver ended with %v\n%s", err, log)
+	}
+}
+
+// endpointSocket listens where tasks ask, whether or not the address stands anywhere yet.
+func endpointSocket(t *testing.T, ns *testnet.Namespace) *os.File {
+	t.Helper()
+	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var err error
+		return errors.Join(c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_FREEBIND, 1) }), err)
+	}}
+	var file *os.File
+	err := ns.Do(func() error {
+		l, err := config.Listen(context.Background(), "tcp", "169.254.170.2:80")
+		if err != nil {
+			return err
+		}
+		defer l.Close()
+		file, err = l.(*net.TCPListener).File()
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { file.Close() })
+	return file
+}
+
+// With the socket held by somebody else, a restart refuses nobody: what comes meanwhile waits.
+func TestRestartsLoseNoRequest(t *testing.T) {
+	const restarts = 10
+	h := newHost(t)
+	socket := endpointSocket(t, h.ns)
+	args := []string{"--db", h.db(), "--docker-host", h.docker.Host, "--rate", "0"}
+	var log bytes.Buffer
+	cmd := passed(t, h.ns, socket, &log, nil, args...)
+	running := true
+	defer func() {
+		if running {
+			terminate(t, cmd, &log)
+		}
+		if t.Failed() {
+			t.Logf("the resolver's log:\n%s", &log)
+		}
+	}()
+	web := h.task(t, "web")
+	web.attach(t)
+	ns, err := testnet.Open(web.netns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+
+	var answers, later atomic.Int64
+	ctx, enough := context.WithCancel(t.Context())
+	var clients sync.WaitGroup
+	defer clients.Wait()
+	defer enough()
+	for i := range 4 {
+		clients.Go(func() {
+			transport := &http.Transport{DialContext: ns.DialContext, DisableKeepAlives: i%2 == 0}
+			defer transport.CloseIdleConnections()
+			for ctx.Err() == nil {
+				status, body, err := get(transport, url("/v2/metadata"))
+				switch {
+				case err == nil && status == http.StatusServiceUnavailable:
+					later.Add(1) // it says when to ask again
+					continue
+				case err != nil || status != http.StatusOK || !strings.Contains(body, web.arn):
+					t.Errorf("a request failed, kept connections %v: %d %s %v", i%2 == 1, status, body, err)
+					return
+				}
+				answers.Add(1)
+			}
+		})
+	}
+	for range restarts {
+		before := answers.Load()
+		testnet.Await(t, "more answers", func() error {
+			if n := answers.Load() - before; n < 100 {
+				return fmt.Errorf("%d", n)
+			}
+			return nil
+		})
+		running = false
+		terminate(t, cmd, &log)
+		cmd, running = passed(t, h.ns, socket, &log, nil, args...), true
+	}
+	t.Logf("%d answers over %d restarts, and %d times the word to ask again", answers.Load(), restarts, later.Load())
+}
+
+// What systemd is told, and that a signal ends the resolver with requests done.
+func TestSystemdIsTold(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts the resolver")
+	}
+	ns := testnet.T(t)
+	dir, err := os.MkdirTemp("", "notify") // t.TempDir may be too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, "socket")
+	told, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer told.Close()
+	l, err := ns.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	socket, err := l.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	var log bytes.Buffer
+	cmd := passed(t, ns, socket, &log, []string{"NOTIFY_SOCKET=" + path, "WATCHDOG_USEC=200000"},
+		"--bridge", "none", "--witness", "off", "--db", filepath.Join(dir, "bindings.db"), "--docker-host", "unix://"+filepath.Join(dir, "docker.sock"))
+	next := func() string {
+		t.Helper()
+		if err := told.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		text := make([]byte, 256)
+		n, err := told.Read(text)
+		if err != nil {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+			t.Fatalf("nothing is told: %v\n%s", err, &log)
+		}
+		return string(text[:n])
+	}
+	for _, want := range []string{"READY=1", "WATCHDOG=1", "WATCHDOG=1"} {
+		if got := next(); got != want {
+			t.Errorf("systemd is told %q; want %q", got, want)
+		}
+	}
+	client := http.Client{Transport: &http.Transport{DialContext: ns.DialContext, DisableKeepAlives: true}, Timeout: 30 * time.Second}
+	resp, err := client.Get("http://" + l.Addr().String() + "/v2/metadata")
+	if err != nil {
+		t.Error(err)
+	} else if resp.Body.Close(); resp.StatusCode != http.StatusForbidden {
+		t.Errorf("the passed socket answers %s; want 403", resp.Status)
+	}
+	terminate(t, cmd, &log)
+	for {
+		if got := next(); got == "STOPPING=1" {
+			break
+		} else if got != "WATCHDOG=1" {
+			t.Errorf("at the end systemd is told %q; want STOPPING=1", got)
+		}
+	}
+}
+
+// A task that asks all the time over many connections is held back by itself alone.
+func TestAFloodIsItsOwnTasks(t *testing.T) {
+	h := newHost(t)
+	h.serve(t)
+	loud, quiet := h.task(t, "loud"), h.task(t, "quiet")
+	spaces := make(map[*task]*testnet.Namespace)
+	for _, k := range []*task{loud, quiet} {
+		k.attach(t)
+		ns, err := testnet.Open(k.netns)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ns.Close()
+		spaces[k] = ns
+	}
+	var refused atomic.Int64
+	ctx, enough := context.WithCancel(t.Context())
+	var flood sync.WaitGroup
+	defer flood.Wait()
+	defer enough()
+	for range 32 {
+		flood.Go(func() {
+			transport := &http.Transport{DialContext: spaces[loud].DialContext}
+			defer transport.CloseIdleConnections()
+			for ctx.Err() == nil {
+				if status, _, err := get(transport, url("/v2/metadata")); err == nil && status == http.StatusTooManyRequests {
+					refused.Add(1)
+				}
+			}
+		})
+	}
+	testnet.Await(t, "the flood to be over its rate", func() error {
+		if n := refused.Load(); n < 100 {
+			return fmt.Errorf("%d refusals", n)
+		}
+		return nil
+	})
+	transport := &http.Transport{DialContext: spaces[quiet].DialContext}
+	defer transport.CloseIdleConnections()
+	var slowest time.Duration
+	for range 50 {
+		began := time.Now()
+		if status, body, err := get(transport, url("/v2/metadata")); err != nil || status != http.StatusOK || !strings.Contains(body, quiet.arn) {
+			t.Fatalf("beside a flood: %d %s %v", status, body, err)
+		}
+		slowest = max(slowest, time.Since(began))
+	}
+	t.Logf("the slowest of 50 answers took %v beside %d refusals", slowest, refused.Load())
+}
