@@ -9,10 +9,11 @@ import (
 	"taskmeta/internal/admin"
 	"taskmeta/internal/bindingdb"
 	"taskmeta/internal/docker"
+	"taskmeta/internal/endpoint"
 )
 
 // newAdmin is what operators are answered from.
-func newAdmin(bindings *bindingdb.Reader, index *docker.Index, end *endpoint, requests *admin.Requests) *admin.Server {
+func newAdmin(bindings *bindingdb.Reader, index *docker.Index, end *endpoint.Keeper, requests *admin.Requests) *admin.Server {
 	host, err := os.Hostname()
 	if err != nil {
 		host = "this host"
@@ -24,14 +25,14 @@ func newAdmin(bindings *bindingdb.Reader, index *docker.Index, end *endpoint, re
 		Checks: []admin.Check{
 			{Name: "bindings", Err: func() error { _, err := bindings.Snapshot(); return err }},
 			{Name: "docker", Err: func() error { return reachable(index.State()) }},
-			{Name: "endpoint", Err: end.err},
+			{Name: "endpoint", Err: end.Err},
 		},
 		State:  func() admin.State { return adminState(bindings, index, end) },
 		TaskOf: index.Known,
 	}
 }
 
-func adminState(bindings *bindingdb.Reader, index *docker.Index, end *endpoint) admin.State {
+func adminState(bindings *bindingdb.Reader, index *docker.Index, end *endpoint.Keeper) admin.State {
 	state := admin.State{BindingsLoads: bindings.Loads()}
 	if snapshot, err := bindings.Snapshot(); err != nil {
 		state.BindingsErr = err
@@ -43,7 +44,8 @@ func adminState(bindings *bindingdb.Reader, index *docker.Index, end *endpoint) 
 		Connected: d.Connected, Since: d.Since,
 		Containers: d.Containers, Streams: d.Streams, Events: d.Events, Resyncs: d.Resyncs,
 	}
-	state.Guard, state.Bridge = end.state()
+	e := end.State()
+	state.Guard, state.Bridge = admin.Guard{Repairs: e.Repairs, UnknownPorts: e.UnknownPorts}, e.Subnets
 	return state
 }
 

@@ -16,6 +16,7 @@ import (
 	"taskmeta/internal/attach"
 	"taskmeta/internal/bindingdb"
 	"taskmeta/internal/docker"
+	"taskmeta/internal/endpoint"
 	"taskmeta/internal/guard"
 	"taskmeta/internal/metadata"
 )
@@ -153,10 +154,10 @@ func serve(ctx context.Context, s settings) error {
 		log.Warn("a client's connection has the port of --admin: listening there as soon as it is free", "addr", s.admin)
 	}
 
-	var end *endpoint
+	var end *endpoint.Keeper
 	if s.bridge != "none" {
-		end = &endpoint{bridge: s.bridge, guard: mode, sockets: sockets.api, closeEnded: api.CloseEnded, bindings: bindings, log: log}
-		if err := end.ensure(); err != nil {
+		end = &endpoint.Keeper{Bridge: s.bridge, Guard: mode, Sockets: sockets.api, CloseEnded: api.CloseEnded, Bindings: bindings, Logger: log}
+		if err := end.Ensure(); err != nil {
 			return err
 		}
 	}
@@ -177,7 +178,7 @@ func serve(ctx context.Context, s settings) error {
 	answering, answered := context.WithCancel(context.WithoutCancel(ctx))
 	g.Go(func() error { return index.Run(answering) })
 	if end != nil {
-		g.Go(func() error { return end.keep(ctx) })
+		g.Go(func() error { return end.Run(ctx) })
 	}
 	operators := newAdmin(bindings, index, end, requests)
 	servers := []*http.Server{operators.HTTPServer(), api.HTTPServer()}

@@ -84,7 +84,9 @@ func openAPI(at string, bridged bool) (net.Listener, error) {
 	config := net.ListenConfig{KeepAlive: -1}
 	if bridged {
 		config.Control = func(_, _ string, c syscall.RawConn) error {
-			return control(c, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_FREEBIND, 1) })
+			var failed error
+			err := c.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_FREEBIND, 1) })
+			return errors.Join(err, failed)
 		}
 	}
 	return config.Listen(context.Background(), "tcp", at)
@@ -127,26 +129,4 @@ func serveOn(server *http.Server, l net.Listener) error {
 		return fmt.Errorf("serving on %s: %w", l.Addr(), err)
 	}
 	return nil
-}
-
-// bindToDevice makes a listening socket take connections that come in by the interface of
-// that name alone. It holds for the interface as it is: one that is made anew under the
-// name needs a call of its own.
-func bindToDevice(l net.Listener, name string) error {
-	raw, err := l.(syscall.Conn).SyscallConn()
-	if err != nil {
-		return err
-	}
-	return control(raw, func(fd int) error {
-		return os.NewSyscallError("setsockopt SO_BINDTODEVICE", unix.BindToDevice(fd, name))
-	})
-}
-
-// control runs fn on the descriptor behind a connection.
-func control(c syscall.RawConn, fn func(fd int) error) error {
-	var err error
-	if e := c.Control(func(fd uintptr) { err = fn(int(fd)) }); e != nil {
-		return e
-	}
-	return err
 }

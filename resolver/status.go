@@ -23,6 +23,7 @@ import (
 	"taskmeta/internal/attach"
 	"taskmeta/internal/bindingdb"
 	"taskmeta/internal/ecs"
+	"taskmeta/internal/endpoint"
 	"taskmeta/internal/guard"
 	"taskmeta/internal/link"
 )
@@ -218,7 +219,7 @@ func lookAtBridge(name, db string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	for _, p := range strange(ports, heldIn(reader)) {
+	for _, p := range endpoint.Strange(ports, endpoint.HeldIn(reader)) {
 		return "", fmt.Errorf("%s has the port %s, which is no task's and could speak for any of them: `ip link set %[2]s nomaster`", name, p.Name)
 	}
 	return fmt.Sprintf("%s is up, with %d tasks", name, len(ports)), nil

@@ -1,4 +1,4 @@
-package main
+package endpoint
 
 import (
 	"context"
@@ -13,7 +13,6 @@ import (
 
 	"golang.org/x/time/rate"
 
-	"taskmeta/internal/admin"
 	"taskmeta/internal/bindingdb"
 	"taskmeta/internal/ecs"
 	"taskmeta/internal/guard"
@@ -31,28 +30,27 @@ const checkInterval = 10 * time.Second
 // that attach a thousand tasks at once would wait.
 const calm = 100 * time.Millisecond
 
-// An endpoint is 169.254.170.2 on the bridge, the table that keeps others than tasks away
+// A Keeper keeps the endpoint: it is 169.254.170.2 on the bridge, the table that keeps others than tasks away
 // from it, and the listening sockets bound to it. What somebody removes is made again.
-type endpoint struct {
-	bridge  string
-	guard   guard.Mode
-	sockets []net.Listener
-	// closeEnded ends the connections of bindings that are gone.
-	closeEnded func(gone func(*ecs.Binding) bool)
-	log        *slog.Logger
+type Keeper struct {
+	Bridge  string
+	Guard   guard.Mode
+	Sockets []net.Listener
+	// CloseEnded ends the connections of bindings that are gone.
+	CloseEnded func(gone func(*ecs.Binding) bool)
+	Bindings   *bindingdb.Reader
+	Logger     *slog.Logger
 
 	index     int            // of the bridge that the sockets are bound to
 	guarded   []netip.Prefix // subnets that the table was made for
 	failed    atomic.Pointer[error]
 	repairs   atomic.Uint64            // times that something was made again
 	strangers atomic.Pointer[[]string] // ports of the bridge that are no attachment's
-
-	bindings *bindingdb.Reader
 }
 
-// err is why the endpoint does not stand, or nil. An endpoint that is not asked for (a
+// Err is why the endpoint does not stand, or nil. An endpoint that is not asked for (a
 // nil one) is never missing.
-func (e *endpoint) err() error {
+func (e *Keeper) Err() error {
 	if e == nil {
 		return nil
 	}
@@ -62,11 +60,11 @@ func (e *endpoint) err() error {
 	return nil
 }
 
-// ensure makes what is missing of the endpoint.
-func (e *endpoint) ensure() error {
+// Ensure makes what is missing of the endpoint.
+func (e *Keeper) Ensure() error {
 	err := e.make()
 	if err != nil {
-		err = fmt.Errorf("making the endpoint on bridge %s: %w", e.bridge, err)
+		err = fmt.Errorf("making the endpoint on bridge %s: %w", e.Bridge, err)
 		e.failed.Store(&err)
 		return err
 	}
@@ -74,27 +72,27 @@ func (e *endpoint) ensure() error {
 	return nil
 }
 
-func (e *endpoint) make() error {
+func (e *Keeper) make() error {
 	host, err := link.OpenHost()
 	if err != nil {
 		return err
 	}
 	defer host.Close()
-	bridge, err := host.EnsureBridge(e.bridge, bridgeMTU)
+	bridge, err := host.EnsureBridge(e.Bridge, bridgeMTU)
 	if err != nil {
 		return err
 	}
 	if err := host.EnsureAddr(bridge, link.Endpoint); err != nil {
 		return err
 	}
-	subnets, changed, err := guard.Host{Bridge: e.bridge, Mode: e.guard}.Ensure()
+	subnets, changed, err := guard.Host{Bridge: e.Bridge, Mode: e.Guard}.Ensure()
 	if err != nil {
 		return err
 	}
 	first, again := e.index == 0, bridge.Index != e.index
 	if again {
-		for _, l := range e.sockets {
-			if err := bindToDevice(l, e.bridge); err != nil {
+		for _, l := range e.Sockets {
+			if err := bindToDevice(l, e.Bridge); err != nil {
 				return fmt.Errorf("binding %s to the bridge: %w", l.Addr(), err)
 			}
 		}
@@ -104,7 +102,7 @@ func (e *endpoint) make() error {
 	if err != nil {
 		return err
 	}
-	held := heldIn(e.bindings)
+	held := HeldIn(e.Bindings)
 	restored, err := e.restorePorts(bridge, subnets, ports, held)
 	if err != nil {
 		return err
@@ -113,10 +111,10 @@ func (e *endpoint) make() error {
 	e.guarded = subnets
 	if !first && (flushed || again || restored > 0) {
 		e.repairs.Add(1)
-		e.log.Warn("the endpoint was made whole again", "bridge", e.bridge, "bridge_made_again", again, "table_made_again", flushed)
+		e.Logger.Warn("the endpoint was made whole again", "bridge", e.Bridge, "bridge_made_again", again, "table_made_again", flushed)
 	}
-	e.lookForStrangers(strange(ports, held))
-	e.closeEnded(without(ports))
+	e.lookForStrangers(Strange(ports, held))
+	e.CloseEnded(without(ports))
 	return nil
 }
 
@@ -141,7 +139,7 @@ func without(ports []link.Port) func(*ecs.Binding) bool {
 
 // lookForStrangers tells of each port of the bridge that no plugin made: whoever made it
 // can send what it likes.
-func (e *endpoint) lookForStrangers(found []link.Port) {
+func (e *Keeper) lookForStrangers(found []link.Port) {
 	var before, now []string
 	if known := e.strangers.Load(); known != nil {
 		before = *known
@@ -149,36 +147,46 @@ func (e *endpoint) lookForStrangers(found []link.Port) {
 	for _, p := range found {
 		now = append(now, p.Name)
 		if !slices.Contains(before, p.Name) {
-			e.log.Error("an unknown port on the bridge: remove it, or find out who made it", "bridge", e.bridge, "port", p.Name)
+			e.Logger.Error("an unknown port on the bridge: remove it, or find out who made it", "bridge", e.Bridge, "port", p.Name)
 		}
 	}
 	e.strangers.Store(&now)
 }
 
-// state is what an operator is told of the endpoint; a nil one has nothing to tell.
-func (e *endpoint) state() (admin.Guard, []netip.Prefix) {
-	if e == nil {
-		return admin.Guard{}, nil
-	}
-	g := admin.Guard{Repairs: e.repairs.Load()}
-	if strangers := e.strangers.Load(); strangers != nil {
-		g.UnknownPorts = *strangers
-	}
-	subnets, err := guard.Host{Bridge: e.bridge}.Subnets()
-	if err != nil {
-		return g, nil // there is no bridge: the endpoint's check says so
-	}
-	return g, subnets
+// A State is how the endpoint is doing.
+type State struct {
+	// Repairs is how often something was made again.
+	Repairs uint64
+	// UnknownPorts are the ports of the bridge that are no attachment's.
+	UnknownPorts []string
+	// Subnets are those of the bridge's addresses, each with the bridge's own address in it;
+	// nil if there is no bridge.
+	Subnets []netip.Prefix
 }
 
-// keep makes the endpoint again when something of it was removed, until ctx ends.
-func (e *endpoint) keep(ctx context.Context) error {
+// State returns the endpoint's state for status pages and metrics; a nil one has none.
+func (e *Keeper) State() State {
+	if e == nil {
+		return State{}
+	}
+	s := State{Repairs: e.repairs.Load()}
+	if strangers := e.strangers.Load(); strangers != nil {
+		s.UnknownPorts = *strangers
+	}
+	if subnets, err := (guard.Host{Bridge: e.Bridge}).Subnets(); err == nil { // else the endpoint's check says so
+		s.Subnets = subnets
+	}
+	return s
+}
+
+// Run makes the endpoint again when something of it was removed, until ctx ends.
+func (e *Keeper) Run(ctx context.Context) error {
 	changed, err := link.Watch(ctx)
 	if err != nil {
 		return err
 	}
 	var rules <-chan struct{}
-	if e.guard != guard.Off { // there may be no nftables to watch then
+	if e.Guard != guard.Off { // there may be no nftables to watch then
 		if rules, err = guard.Watch(ctx); err != nil {
 			return err
 		}
@@ -209,9 +217,9 @@ func (e *endpoint) keep(ctx context.Context) error {
 			}
 		case <-tick.C:
 		}
-		before := e.err()
-		if err := e.ensure(); err != nil && before == nil {
-			e.log.Error("the endpoint is gone, and tasks get no answer; making it again is tried at each change", "every", checkInterval, "err", err)
+		before := e.Err()
+		if err := e.Ensure(); err != nil && before == nil {
+			e.Logger.Error("the endpoint is gone, and tasks get no answer; making it again is tried at each change", "every", checkInterval, "err", err)
 		}
 	}
 }

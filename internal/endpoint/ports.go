@@ -1,4 +1,4 @@
-package main
+package endpoint
 
 import (
 	"fmt"
@@ -14,8 +14,8 @@ import (
 // restorePorts gives the bridge's ports their chains again if somebody has removed them, as
 // `nft flush ruleset` does, and reports how many there were. What a port may send follows
 // from the binding of its task and from the mode that the plugin was given for it.
-func (e *endpoint) restorePorts(bridge link.Bridge, subnets []netip.Prefix, ports []link.Port, held bindings) (int, error) {
-	if e.guard == guard.Off || held == nil {
+func (e *Keeper) restorePorts(bridge link.Bridge, subnets []netip.Prefix, ports []link.Port, held Bindings) (int, error) {
+	if e.Guard == guard.Off || held == nil {
 		return 0, nil
 	}
 	var guarded []guard.Port
@@ -40,7 +40,7 @@ func (e *endpoint) restorePorts(bridge link.Bridge, subnets []netip.Prefix, port
 		return len(restored), fmt.Errorf("guarding the ports of %s again: %w", bridge.Name, err)
 	}
 	if len(restored) > 0 {
-		e.log.Warn("ports were guarded again: somebody has removed their chains", "bridge", bridge.Name, "ports", restored)
+		e.Logger.Warn("ports were guarded again: somebody has removed their chains", "bridge", bridge.Name, "ports", restored)
 	}
 	return len(restored), nil
 }
@@ -58,26 +58,27 @@ func within(bridge, task []netip.Prefix) (gateways []netip.Addr) {
 	return gateways
 }
 
-// bindings are those there are by their attachments, nil if they cannot be read.
-type bindings map[ecs.Attachment]*ecs.Binding
+// Bindings are those there are by their attachments, nil if they cannot be read.
+type Bindings map[ecs.Attachment]*ecs.Binding
 
-func heldIn(reader *bindingdb.Reader) bindings {
+// HeldIn reads the bindings.
+func HeldIn(reader *bindingdb.Reader) Bindings {
 	snapshot, err := reader.Snapshot()
 	if err != nil {
 		return nil // there is a check of its own for that
 	}
 	all := snapshot.All()
-	held := make(bindings, len(all))
+	held := make(Bindings, len(all))
 	for _, b := range all {
 		held[b.Attachment] = b
 	}
 	return held
 }
 
-// strange are those of the ports that are no attachment's. A port's own word for it is not
+// Strange are those of the ports that are no attachment's. A port's own word for it is not
 // enough: whoever can make one can have it say what it likes. The bindings are to be read
 // after the ports.
-func strange(ports []link.Port, held bindings) (strange []link.Port) {
+func Strange(ports []link.Port, held Bindings) (strange []link.Port) {
 	for _, p := range ports {
 		switch {
 		case p.Veth == nil || p.Name != link.HostName(p.Veth.Attachment):
