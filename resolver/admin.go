@@ -7,13 +7,11 @@ import (
 	"time"
 
 	"taskmeta/internal/admin"
-	"taskmeta/internal/bindingdb"
 	"taskmeta/internal/docker"
-	"taskmeta/internal/endpoint"
 )
 
 // newAdmin is what operators are answered from.
-func newAdmin(bindings *bindingdb.Reader, index *docker.Index, end *endpoint.Keeper, requests *admin.Requests) *admin.Server {
+func (r *parts) newAdmin() *admin.Server {
 	host, err := os.Hostname()
 	if err != nil {
 		host = "this host"
@@ -21,31 +19,29 @@ func newAdmin(bindings *bindingdb.Reader, index *docker.Index, end *endpoint.Kee
 	return &admin.Server{
 		Host:     host,
 		Version:  version,
-		Requests: requests,
+		Requests: r.requests,
 		Checks: []admin.Check{
-			{Name: "bindings", Err: func() error { _, err := bindings.Snapshot(); return err }},
-			{Name: "docker", Err: func() error { return reachable(index.State()) }},
-			{Name: "endpoint", Err: end.Err},
+			{Name: "bindings", Err: func() error { _, err := r.bindings.Snapshot(); return err }},
+			{Name: "docker", Err: func() error { return reachable(r.index.State()) }},
+			{Name: "endpoint", Err: r.keeper.Err},
 		},
-		State:  func() admin.State { return adminState(bindings, index, end) },
-		TaskOf: index.Known,
+		State:  r.adminState,
+		TaskOf: r.index.Known,
 	}
 }
 
-func adminState(bindings *bindingdb.Reader, index *docker.Index, end *endpoint.Keeper) admin.State {
-	state := admin.State{BindingsLoads: bindings.Loads()}
-	if snapshot, err := bindings.Snapshot(); err != nil {
-		state.BindingsErr = err
-	} else {
-		state.Bindings = snapshot.All()
+func (r *parts) adminState() admin.State {
+	d, e := r.index.State(), r.keeper.State()
+	state := admin.State{
+		BindingsLoads: r.bindings.Loads(),
+		Bridge:        r.keeper.Subnets(),
+		Docker: admin.Docker{
+			Connected: d.Connected, Since: d.Since,
+			Containers: d.Containers, Streams: d.Streams, Events: d.Events, Resyncs: d.Resyncs,
+		},
+		Guard: admin.Guard{Repairs: e.Repairs, UnknownPorts: e.UnknownPorts},
 	}
-	d := index.State()
-	state.Docker = admin.Docker{
-		Connected: d.Connected, Since: d.Since,
-		Containers: d.Containers, Streams: d.Streams, Events: d.Events, Resyncs: d.Resyncs,
-	}
-	e := end.State()
-	state.Guard, state.Bridge = admin.Guard{Repairs: e.Repairs, UnknownPorts: e.UnknownPorts}, e.Subnets
+	state.Bindings, state.BindingsErr = r.allBindings()
 	return state
 }
 

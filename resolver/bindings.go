@@ -33,10 +33,10 @@ type row struct {
 }
 
 func bindingsCommand() *cobra.Command {
-	var a attachment
+	var f flags
 	var asJSON bool
 	list := func(cmd *cobra.Command, _ []string) error {
-		return withRows(cmd, &a, func(rows []row) error {
+		return withRows(cmd, &f, func(rows []row) error {
 			if asJSON {
 				return writeJSON(cmd.OutOrStdout(), rows)
 			}
@@ -52,7 +52,7 @@ func bindingsCommand() *cobra.Command {
 		Args: usage(cobra.NoArgs),
 		RunE: list,
 	}
-	a.placeFlags(cmd.PersistentFlags())
+	f.dataFlags(cmd.PersistentFlags())
 	cmd.PersistentFlags().BoolVar(&asJSON, "json", false, "print JSON")
 	cmd.AddCommand(
 		&cobra.Command{
@@ -72,7 +72,7 @@ func bindingsCommand() *cobra.Command {
 				if err != nil {
 					return usageError{fmt.Errorf("%q: expected an address such as 169.254.172.2", args[0])}
 				}
-				return withRows(cmd, &a, func(rows []row) error {
+				return withRows(cmd, &f, func(rows []row) error {
 					for _, r := range rows {
 						if !r.Has(addr) {
 							continue
@@ -82,17 +82,17 @@ func bindingsCommand() *cobra.Command {
 						}
 						return writeRow(cmd.OutOrStdout(), r)
 					}
-					return fmt.Errorf("%w for %s in %s: `ecs-resolver bindings` lists those there are", ecs.ErrNoBinding, addr, a.db)
+					return fmt.Errorf("%w for %s in %s: `ecs-resolver bindings` lists those there are", ecs.ErrNoBinding, addr, f.db)
 				})
 			},
 		},
-		collectCommand(&a, &asJSON),
-		repairCommand(&a),
+		collectCommand(&f, &asJSON),
+		repairCommand(&f),
 	)
 	return cmd
 }
 
-func collectCommand(a *attachment, asJSON *bool) *cobra.Command {
+func collectCommand(f *flags, asJSON *bool) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "gc",
 		Short: "Free the addresses of tasks whose network namespace is gone",
@@ -101,7 +101,7 @@ of whatever CNI network it was. What is in use stays.`,
 		Example: "  ecs-resolver bindings gc",
 		Args:    usage(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return withAttacher(cmd, a, func(ctx context.Context, at *attach.Attacher) error {
+			return withAttacher(cmd, f, func(ctx context.Context, at *attach.Attacher) error {
 				freed, err := at.Collect(ctx)
 				if *asJSON {
 					return errors.Join(err, writeJSON(cmd.OutOrStdout(), freed))
@@ -116,12 +116,12 @@ of whatever CNI network it was. What is in use stays.`,
 			})
 		},
 	}
-	a.bridgeFlag(cmd.Flags())
-	a.pluginFlags(cmd.Flags())
+	f.bridgeFlag(cmd.Flags())
+	f.pluginFlags(cmd.Flags())
 	return cmd
 }
 
-func repairCommand(a *attachment) *cobra.Command {
+func repairCommand(f *flags) *cobra.Command {
 	return &cobra.Command{
 		Use:   "repair",
 		Short: "Write a damaged bindings file anew, from the interfaces that exist",
@@ -132,7 +132,7 @@ task (ARN, labels) is lost; the resolver then takes it from its containers.`,
 		Example: "  ecs-resolver bindings repair",
 		Args:    usage(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return repair(cmd.Context(), cmd.OutOrStdout(), a.db)
+			return repair(cmd.Context(), cmd.OutOrStdout(), f.db)
 		},
 	}
 }
@@ -177,26 +177,22 @@ func repair(ctx context.Context, w io.Writer, path string) error {
 }
 
 // withRows runs a command that needs the bindings.
-func withRows(cmd *cobra.Command, a *attachment, do func([]row) error) error {
-	reader, err := bindingdb.NewReader(a.db, bindingdb.Options{})
+func withRows(cmd *cobra.Command, f *flags, do func([]row) error) error {
+	all, err := readBindings(f.db)
 	if err != nil {
 		return err
 	}
-	snapshot, err := reader.Snapshot()
-	if err != nil {
-		return err
-	}
-	names := containerNames(cmd.Context(), a)
+	names := containerNames(cmd.Context(), f)
 	rows := []row{}
-	for _, b := range snapshot.All() {
+	for _, b := range all {
 		rows = append(rows, row{b, names[b.Owner()]})
 	}
 	return do(rows)
 }
 
 // containerNames are the names of Docker's containers by ID, none if it cannot be asked.
-func containerNames(ctx context.Context, a *attachment) map[string]string {
-	at, err := a.open(nil)
+func containerNames(ctx context.Context, f *flags) map[string]string {
+	at, err := f.attacher(nil)
 	if err != nil {
 		return nil
 	}

@@ -12,13 +12,13 @@ import (
 // it was asked to do. Each is named with its reason in docs/security.md.
 func capabilities(s settings) []int {
 	var keep []int
-	if s.bridge != "none" || s.autoAttach { // the plugins do the same
+	if s.hasBridge() || s.autoAttach { // the plugins do the same
 		keep = append(keep,
 			unix.CAP_NET_ADMIN, // bridge, addresses, nftables, ending sockets
 			unix.CAP_NET_RAW,   // SO_BINDTODEVICE once more, when the bridge was made again
 		)
 	}
-	if s.bridge != "none" || s.witness == witnessRequired || s.autoAttach {
+	if s.hasBridge() || s.witness == witnessRequired || s.autoAttach {
 		keep = append(keep,
 			unix.CAP_SYS_ADMIN,  // entering a task's network namespace
 			unix.CAP_SYS_PTRACE, // finding it by a process of another user's

@@ -38,7 +38,7 @@ func (d *drain) watch(server *http.Server) {
 
 // wait returns when the servers, whose listeners are closed, have answered what was asked.
 // What has not finished after drainTime is cut off.
-func (d *drain) wait(servers []*http.Server) error {
+func (d *drain) wait(servers ...*http.Server) error {
 	d.accepting.Wait()
 	for _, server := range servers {
 		server.SetKeepAlivesEnabled(false) // ends the connections on which nothing is asked

@@ -16,6 +16,7 @@ import (
 	"taskmeta/internal/attach"
 	"taskmeta/internal/bindingdb"
 	"taskmeta/internal/docker"
+	"taskmeta/internal/ecs"
 	"taskmeta/internal/endpoint"
 	"taskmeta/internal/guard"
 	"taskmeta/internal/metadata"
@@ -29,12 +30,7 @@ const (
 
 // settings are the flags of serve.
 type settings struct {
-	db           string
-	dockerHost   string
-	listen       []string
-	bridge       string
-	guard        string
-	admin        string
+	flags
 	rate         float64
 	burst        int
 	allowHosts   []string
@@ -42,20 +38,9 @@ type settings struct {
 	instanceTags map[string]string
 	witness      string
 	autoAttach   bool
-	plugins      attachment
 	logLevel     slog.Level
 	logFormat    string
 }
-
-// Flags that several commands have. The usage of a flag is the word for its value and,
-// short enough for a line of the help, what it is.
-const (
-	defaultAdmin    = "127.0.0.1:51680"
-	defaultBridge   = "ecs-bridge"
-	defaultListen   = "169.254.170.2:80"
-	dbUsage         = "`FILE` the bindings file"
-	dockerHostUsage = "`URL` the daemon (DOCKER_HOST, else its usual socket)"
-)
 
 func serveCommand() *cobra.Command {
 	var s settings
@@ -67,31 +52,21 @@ func serveCommand() *cobra.Command {
 		RunE:    func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), s) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&s.db, "db", defaultDB(), dbUsage)
-	f.StringVar(&s.dockerHost, "docker-host", "", dockerHostUsage)
-	f.StringArrayVar(&s.listen, "listen", nil, "`ADDR:PORT` where tasks ask, or fd:N (169.254.170.2:80)")
-	f.StringVar(&s.bridge, "bridge", defaultBridge, "`NAME` the tasks' bridge; none: none is made")
-	f.StringVar(&s.guard, "guard", string(guard.Strict), "`MODE` what tasks reach: strict, source, off")
-	f.StringVar(&s.admin, "admin", defaultAdmin, "`ADDR:PORT` status page, or unix:PATH")
+	s.dataFlags(f)
+	s.bridgeFlag(f)
+	s.endpointFlags(f)
+	s.pluginFlags(f)
 	f.Float64Var(&s.rate, "rate", 40, "`N` requests a second of a task, 0: any number")
 	f.IntVar(&s.burst, "burst", 60, "`N` requests of a task at once")
 	f.StringSliceVar(&s.allowHosts, "allow-host", nil, "`NAME` a further Host header; may be repeated")
 	f.StringVar(&s.zone, "availability-zone", "", "`NAME` AvailabilityZone in the answers")
 	f.StringToStringVar(&s.instanceTags, "instance-tag", nil, "`KEY=VALUE` ContainerInstanceTags; may be repeated")
 	f.BoolVar(&s.autoAttach, "auto-attach", false, "attach each container that has a task's label")
-	s.plugins.pluginFlags(f)
 	f.StringVar(&s.witness, "witness", witnessRequired, "`MODE` look for the client's socket: require, off")
 	f.TextVar(&s.logLevel, "log-level", slog.LevelInfo, "`LEVEL` debug, info, warn, error")
 	f.Lookup("log-level").DefValue = "info"
 	f.StringVar(&s.logFormat, "log-format", "auto", "`FORMAT` text, json, auto: text on a terminal")
 	return cmd
-}
-
-func defaultDB() string {
-	if path := os.Getenv("IPAM_DB_PATH"); path != "" {
-		return path
-	}
-	return bindingdb.DefaultPath
 }
 
 // check returns the guard's mode, or what is wrong with the flags.
@@ -102,87 +77,127 @@ func (s settings) check() (guard.Mode, error) {
 	if s.witness != witnessRequired && s.witness != witnessOff {
 		return "", usageError{fmt.Errorf("--witness %q: expected %s or %s", s.witness, witnessRequired, witnessOff)}
 	}
-	mode, err := guard.ParseMode(s.guard)
+	mode, err := s.mode()
 	if err != nil {
-		return "", usageError{fmt.Errorf("--%w", err)}
+		return "", err
 	}
-	return mode, checkDockerHost(s.dockerHost)
+	return mode, s.checkDockerHost()
 }
 
 // serve runs the resolver until ctx ends, and then lets what is under way finish.
 func serve(ctx context.Context, s settings) error {
+	r, err := s.open()
+	if err != nil {
+		return err
+	}
+	defer r.sockets.close()
+	if err := keepOnly(capabilities(s)); err != nil {
+		return err
+	}
+	for _, l := range r.sockets.api {
+		r.log.Info("serving tasks", "addr", l.Addr().String(), "bridge", s.bridge, "db", s.db)
+	}
+	return r.run(ctx)
+}
+
+// parts are what a resolver consists of. Without a bridge there is no keeper, and without
+// --auto-attach no attacher.
+type parts struct {
+	log      *slog.Logger
+	bindings *bindingdb.Reader
+	index    *docker.Index
+	requests *admin.Requests
+	api      *metadata.Server
+	sockets  *sockets
+	keeper   *endpoint.Keeper
+	attacher *attach.Attacher
+}
+
+// open makes the parts, the sockets and what stands on the host last. It is all that needs
+// the capabilities that the resolver gives up.
+func (s settings) open() (_ *parts, err error) {
 	mode, err := s.check()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	log, err := newLogger(s.logFormat, s.logLevel)
-	if err != nil {
-		return err
+	r := &parts{requests: admin.NewRequests()}
+	if r.log, err = newLogger(s.logFormat, s.logLevel); err != nil {
+		return nil, err
 	}
-	bindings, err := bindingdb.NewReader(s.db, bindingdb.Options{})
-	if err != nil {
-		return err
+	if r.bindings, err = bindingdb.NewReader(s.db, bindingdb.Options{}); err != nil {
+		return nil, err
 	}
-	index, err := docker.New(docker.Config{Host: s.dockerHost, Addresses: addressesOf, Counters: countersOf, Uncontained: uncontained, Logger: log})
-	if err != nil {
-		return err
+	if r.index, err = docker.New(docker.Config{Host: s.dockerHost, Addresses: addressesOf, Counters: countersOf, Uncontained: uncontained, Logger: r.log}); err != nil {
+		return nil, err
 	}
 	witnessed, err := newWitness(s.witness)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	requests := admin.NewRequests()
-	api := metadata.New(metadata.Config{
-		BindingOf:        bindings.Binding,
-		TaskOf:           index.Task,
-		Stats:            index.Stats,
+	r.api = metadata.New(metadata.Config{
+		BindingOf:        r.bindings.Binding,
+		TaskOf:           r.index.Task,
+		Stats:            r.index.Stats,
 		Witness:          witnessed,
-		Observe:          requests.Observe,
+		Observe:          r.requests.Observe,
 		Rate:             s.rate,
 		Burst:            s.burst,
 		AllowHost:        s.allowHosts,
 		AvailabilityZone: s.zone,
 		InstanceTags:     s.instanceTags,
-		Logger:           log,
+		Logger:           r.log,
 	})
-	sockets, err := openSockets(s.listen, s.admin, s.bridge != "none")
-	if err != nil {
-		return err
+	if r.sockets, err = openSockets(s.listen, s.admin, s.hasBridge()); err != nil {
+		return nil, err
 	}
-	defer sockets.close()
-	if _, ok := sockets.admin.(*lateListener); ok {
-		log.Warn("a client's connection has the port of --admin: listening there as soon as it is free", "addr", s.admin)
+	defer func() {
+		if err != nil {
+			r.sockets.close()
+		}
+	}()
+	if _, ok := r.sockets.admin.(*lateListener); ok {
+		r.log.Warn("a client's connection has the port of --admin: listening there as soon as it is free", "addr", s.admin)
 	}
-
-	var end *endpoint.Keeper
-	if s.bridge != "none" {
-		end = &endpoint.Keeper{Bridge: s.bridge, Guard: mode, Sockets: sockets.api, CloseEnded: api.CloseEnded, Bindings: bindings, Logger: log}
-		if err := end.Ensure(); err != nil {
-			return err
+	if s.hasBridge() {
+		r.keeper = endpoint.New(endpoint.Config{
+			Bridge: s.bridge, Guard: mode, Sockets: r.sockets.api, Bindings: r.allBindings, CloseEnded: r.api.CloseEnded, Logger: r.log,
+		})
+		if err := r.keeper.Ensure(); err != nil {
+			return nil, err
 		}
 	}
-	var attacher *attach.Attacher
 	if s.autoAttach {
-		s.plugins.db, s.plugins.dockerHost, s.plugins.bridge = s.db, s.dockerHost, s.bridge
-		if attacher, err = s.plugins.open(log); err != nil {
-			return err
+		if r.attacher, err = s.attacher(r.log); err != nil {
+			return nil, err
 		}
 	}
-	if err := keepOnly(capabilities(s)); err != nil {
-		return err
+	return r, nil
+}
+
+func (r *parts) allBindings() ([]*ecs.Binding, error) {
+	snapshot, err := r.bindings.Snapshot()
+	if err != nil {
+		return nil, err
 	}
+	return snapshot.All(), nil
+}
+
+// run serves until ctx ends. What has been accepted by then is answered, from an index that
+// is current until the last answer.
+func (r *parts) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	if attacher != nil {
-		g.Go(func() error { return attacher.Run(ctx) })
+	if r.attacher != nil {
+		g.Go(func() error { return r.attacher.Run(ctx) })
 	}
 	answering, answered := context.WithCancel(context.WithoutCancel(ctx))
-	g.Go(func() error { return index.Run(answering) })
-	if end != nil {
-		g.Go(func() error { return end.Run(ctx) })
+	g.Go(func() error { return r.index.Run(answering) })
+	if r.keeper != nil {
+		g.Go(func() error { return r.keeper.Run(ctx) })
 	}
-	operators := newAdmin(bindings, index, end, requests)
-	servers := []*http.Server{operators.HTTPServer(), api.HTTPServer()}
+	operators, tasks := r.newAdmin().HTTPServer(), r.api.HTTPServer()
 	var d drain
+	d.watch(operators)
+	d.watch(tasks)
 	serving := func(server *http.Server, l net.Listener) {
 		d.accepting.Add(1)
 		g.Go(func() error {
@@ -190,26 +205,20 @@ func serve(ctx context.Context, s settings) error {
 			return serveOn(server, l)
 		})
 	}
-	for _, server := range servers {
-		d.watch(server)
-	}
-	serving(servers[0], sockets.admin)
-	for _, l := range sockets.api {
-		serving(servers[1], metadata.Listener(l))
+	serving(operators, r.sockets.admin)
+	for _, l := range r.sockets.api {
+		serving(tasks, metadata.Listener(l))
 	}
 	g.Go(func() error {
 		defer answered()
 		<-ctx.Done()
-		notify(log, daemon.SdNotifyStopping)
-		log.Info("ending", "cause", context.Cause(ctx))
-		sockets.close()
-		return d.wait(servers)
+		notify(r.log, daemon.SdNotifyStopping)
+		r.log.Info("ending", "cause", context.Cause(ctx))
+		r.sockets.close()
+		return d.wait(operators, tasks)
 	})
 	g.Go(func() error { return watchdog(ctx) })
-	for _, l := range sockets.api {
-		log.Info("serving tasks", "addr", l.Addr().String(), "bridge", s.bridge, "db", s.db)
-	}
-	notify(log, daemon.SdNotifyReady)
+	notify(r.log, daemon.SdNotifyReady)
 	return g.Wait()
 }
 

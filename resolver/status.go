@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"taskmeta/internal/admin"
 	"taskmeta/internal/attach"
@@ -25,7 +24,6 @@ import (
 	"taskmeta/internal/ecs"
 	"taskmeta/internal/endpoint"
 	"taskmeta/internal/guard"
-	"taskmeta/internal/link"
 )
 
 // A finding is what became of one check.
@@ -35,16 +33,8 @@ type finding struct {
 	Says string `json:"says"`
 }
 
-// A place is where status looks for what serve makes.
-type place struct {
-	attachment
-	guard  string
-	listen []string
-	admin  string
-}
-
 func statusCommand() *cobra.Command {
-	var p place
+	var f flags
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "status",
@@ -55,15 +45,22 @@ are given to status too. Exit code 1: something is not in place.`,
 		Example: "  ecs-resolver status",
 		Args:    usage(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			mode, listen, err := p.check()
+			mode, err := f.mode()
 			if err != nil {
 				return err
 			}
-			at, err := p.open(slog.Default())
+			listen, err := f.addresses()
 			if err != nil {
 				return err
 			}
-			found := look(cmd.Context(), at, &p, mode, listen)
+			if err := f.checkAdmin(); err != nil {
+				return err
+			}
+			at, err := f.attacher(slog.Default())
+			if err != nil {
+				return err
+			}
+			found := runChecks(cmd.Context(), at, &f, mode, listen)
 			if asJSON {
 				err = writeJSON(cmd.OutOrStdout(), found)
 			} else {
@@ -75,39 +72,16 @@ are given to status too. Exit code 1: something is not in place.`,
 			return err
 		},
 	}
-	f := cmd.Flags()
-	p.placeFlags(f)
-	f.StringVar(&p.bridge, "bridge", defaultBridge, "`NAME` as serve has it")
-	f.StringVar(&p.guard, "guard", string(guard.Strict), "`MODE` as serve has it")
-	f.StringArrayVar(&p.listen, "listen", []string{defaultListen}, "`ADDR:PORT` as serve has it")
-	f.StringVar(&p.admin, "admin", defaultAdmin, "`ADDR:PORT` or unix:PATH, as serve has it")
-	p.pluginFlags(f)
-	f.BoolVar(&asJSON, "json", false, "print JSON")
+	f.dataFlags(cmd.Flags())
+	f.bridgeFlag(cmd.Flags())
+	f.endpointFlags(cmd.Flags())
+	f.pluginFlags(cmd.Flags())
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
 
-// check reads the flags whose values can be wrong.
-func (p *place) check() (mode guard.Mode, listen []netip.AddrPort, err error) {
-	if mode, err = guard.ParseMode(p.guard); err != nil {
-		return mode, nil, usageError{fmt.Errorf("--%w", err)}
-	}
-	for _, text := range p.listen {
-		at, err := netip.ParseAddrPort(text)
-		if err != nil {
-			return mode, nil, usageError{fmt.Errorf("--listen %q: expected an address and a port, such as %s", text, defaultListen)}
-		}
-		listen = append(listen, at)
-	}
-	if !strings.HasPrefix(p.admin, "unix:") {
-		if _, err := netip.ParseAddrPort(p.admin); err != nil {
-			return mode, nil, usageError{fmt.Errorf("--admin %q: expected a loopback address and a port, such as %s, or unix:PATH", p.admin, defaultAdmin)}
-		}
-	}
-	return mode, listen, nil
-}
-
-// look makes every check, the last ones by what the resolver says of itself.
-func look(ctx context.Context, at *attach.Attacher, p *place, mode guard.Mode, listen []netip.AddrPort) []finding {
+// runChecks makes every check, the last ones by what the resolver says of itself.
+func runChecks(ctx context.Context, at *attach.Attacher, f *flags, mode guard.Mode, listen []netip.AddrPort) []finding {
 	ctx, cancel := context.WithTimeout(ctx, commandTime)
 	defer cancel()
 	var found []finding
@@ -126,122 +100,72 @@ func look(ctx context.Context, at *attach.Attacher, p *place, mode guard.Mode, l
 	}) {
 		check("attaching", func() (string, error) { return "a container could be attached now", at.Ready(ctx) })
 	}
-	check("bindings", func() (string, error) { return lookAtBindings(p.db) })
-	if p.bridge != "none" {
-		check("bridge", func() (string, error) { return lookAtBridge(p.bridge, p.db) })
-		check("address", func() (string, error) { return lookAtAddress(p.bridge) })
-		check("guard", func() (string, error) { return lookAtGuard(p.bridge, mode) })
+	check("bindings", func() (string, error) {
+		all, err := readBindings(f.db)
+		return fmt.Sprintf("%d in %s", len(all), f.db), err
+	})
+	if f.hasBridge() {
+		check("bridge", func() (string, error) {
+			ports, err := endpoint.CheckBridge(f.bridge, func() ([]*ecs.Binding, error) { return readBindings(f.db) })
+			return fmt.Sprintf("%s is up, with %d tasks", f.bridge, ports), err
+		})
+		check("address", func() (string, error) {
+			return fmt.Sprintf("%s is on %s", ecs.EndpointAddr, f.bridge), endpoint.CheckAddress(f.bridge)
+		})
+		check("guard", func() (string, error) {
+			if mode == guard.Off {
+				return "off", nil
+			}
+			return fmt.Sprintf("the host's table is whole (%s)", mode), endpoint.CheckTable(f.bridge, mode)
+		})
 	}
 	for _, l := range listen {
-		check("listener", func() (string, error) { return lookAtListener(l) })
+		check("listener", func() (string, error) { return fmt.Sprintf("tasks are heard at %s", l), checkListener(l) })
 	}
-	says, err := askResolver(ctx, p.admin)
+	says, err := askResolver(ctx, f.admin)
 	if err != nil {
 		return append(found, finding{Name: "resolver", Says: err.Error()})
 	}
 	for _, c := range says.Checks {
 		found = append(found, finding{"resolver: " + c.Name, c.OK, cmp.Or(c.Problem, "ok")})
 	}
-	check("containers", func() (string, error) { return lookAtContainers(says) })
+	check("containers", func() (string, error) {
+		return "none of a task's can change the host's network", checkContainers(says)
+	})
 	return found
 }
 
-// lookAtContainers looks for containers of tasks that no guard holds.
-func lookAtContainers(says *admin.Status) (string, error) {
+// checkContainers looks for containers of tasks that no guard holds.
+func checkContainers(says *admin.Status) error {
 	if names := says.Uncontained(); len(names) > 0 {
-		return "", fmt.Errorf("%s can change the host's network, and cut off other tasks: start it without CAP_NET_ADMIN and CAP_SYS_ADMIN, or with a user namespace of its own (userns-remap)", strings.Join(names, ", "))
+		return fmt.Errorf("%s can change the host's network, and cut off other tasks: start it without CAP_NET_ADMIN and CAP_SYS_ADMIN, or with a user namespace of its own (userns-remap)", strings.Join(names, ", "))
 	}
-	return "none of a task's can change the host's network", nil
+	return nil
 }
 
-// lookAtBindings reads the bindings file.
-func lookAtBindings(path string) (string, error) {
+// readBindings reads the bindings file.
+func readBindings(path string) ([]*ecs.Binding, error) {
 	reader, err := bindingdb.NewReader(path, bindingdb.Options{})
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	s, err := reader.Snapshot()
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	return fmt.Sprintf("%d in %s", len(s.All()), path), nil
+	return s.All(), nil
 }
 
-// lookAtGuard looks at the host's table. With the guard off there is to be none.
-func lookAtGuard(bridge string, mode guard.Mode) (string, error) {
-	if mode == guard.Off {
-		return "off", nil
-	}
-	if _, err := net.InterfaceByName(bridge); err != nil {
-		return "", fmt.Errorf("there is no bridge %s to guard: `ecs-resolver serve` makes both", bridge)
-	}
-	if err := (guard.Host{Bridge: bridge, Mode: mode}).Check(); errors.Is(err, guard.ErrOpen) {
-		return "", fmt.Errorf("%w: `ecs-resolver serve --guard %s` makes it", err, mode)
-	} else if err != nil {
-		return "", err
-	}
-	return fmt.Sprintf("the host's table is whole (%s)", mode), nil
-}
-
-// lookAtListener looks for a socket that listens there.
-func lookAtListener(at netip.AddrPort) (string, error) {
+// checkListener looks for a socket that listens there.
+func checkListener(at netip.AddrPort) error {
 	all, err := listeners()
 	if err != nil {
-		return "", err
+		return err
 	}
 	if slices.Contains(all, at) || slices.Contains(all, netip.AddrPortFrom(netip.IPv4Unspecified(), at.Port())) || slices.Contains(all, netip.AddrPortFrom(netip.IPv6Unspecified(), at.Port())) {
-		return fmt.Sprintf("tasks are heard at %s", at), nil
+		return nil
 	}
-	return "", fmt.Errorf("nothing listens at %s: start `ecs-resolver serve`, or name its --listen", at)
-}
-
-// lookAtBridge looks for the bridge, and for ports of it that are no task's.
-func lookAtBridge(name, db string) (string, error) {
-	host, err := link.OpenHost()
-	if err != nil {
-		return "", err
-	}
-	defer host.Close()
-	b, err := host.Bridge(name)
-	switch {
-	case errors.Is(err, unix.ENODEV):
-		return "", fmt.Errorf("there is no bridge %s: `ecs-resolver serve` makes it", name)
-	case err != nil:
-		return "", err
-	case !b.Up:
-		return "", fmt.Errorf("%s is down: `ip link set %[1]s up`", name)
-	}
-	ports, err := host.Ports(b)
-	if err != nil {
-		return "", err
-	}
-	reader, err := bindingdb.NewReader(db, bindingdb.Options{})
-	if err != nil {
-		return "", err
-	}
-	for _, p := range endpoint.Strange(ports, endpoint.HeldIn(reader)) {
-		return "", fmt.Errorf("%s has the port %s, which is no task's and could speak for any of them: `ip link set %[2]s nomaster`", name, p.Name)
-	}
-	return fmt.Sprintf("%s is up, with %d tasks", name, len(ports)), nil
-}
-
-// lookAtAddress looks for the address that tasks ask.
-func lookAtAddress(bridge string) (string, error) {
-	missing := fmt.Errorf("%s is not on %s: `ecs-resolver serve` adds it", ecs.EndpointAddr, bridge)
-	found, err := net.InterfaceByName(bridge)
-	if err != nil {
-		return "", missing
-	}
-	addrs, err := found.Addrs()
-	if err != nil {
-		return "", fmt.Errorf("listing the addresses of %s: %w", bridge, err)
-	}
-	for _, a := range addrs {
-		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr() == ecs.EndpointAddr {
-			return fmt.Sprintf("%s is on %s", ecs.EndpointAddr, bridge), nil
-		}
-	}
-	return "", missing
+	return fmt.Errorf("nothing listens at %s: start `ecs-resolver serve`, or name its --listen", at)
 }
 
 // askResolver asks the resolver that runs what it says of each of its parts.

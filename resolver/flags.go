@@ -1,0 +1,141 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/docker/docker/client"
+	"github.com/spf13/pflag"
+
+	"taskmeta/internal/bindingdb"
+	"taskmeta/internal/guard"
+)
+
+// Defaults of flags.
+const (
+	defaultAdmin  = "127.0.0.1:51680"
+	defaultBridge = "ecs-bridge"
+	defaultListen = "169.254.170.2:80"
+	noBridge      = "none" // the value of --bridge for a resolver without one
+)
+
+// flags are those that several commands have. A command registers the groups that it needs,
+// so that a flag is the same wherever it stands.
+type flags struct {
+	// of dataFlags
+	db         string
+	dockerHost string
+	// of bridgeFlag
+	bridge string
+	// of endpointFlags
+	guard  string
+	listen []string
+	admin  string
+	// of pluginFlags
+	network string
+	netDir  string
+	cniPath string
+}
+
+// The usage of a flag is the word for its value and, short enough for a line of the help,
+// what it is.
+
+// dataFlags say what is worked on.
+func (f *flags) dataFlags(set *pflag.FlagSet) {
+	set.StringVar(&f.db, "db", defaultDB(), "`FILE` the bindings file")
+	set.StringVar(&f.dockerHost, "docker-host", "", "`URL` the daemon (DOCKER_HOST, else its usual socket)")
+}
+
+// bridgeFlag says which bridge the tasks are on.
+func (f *flags) bridgeFlag(set *pflag.FlagSet) {
+	set.StringVar(&f.bridge, "bridge", defaultBridge, "`NAME` the tasks' bridge; none: none is made")
+}
+
+// endpointFlags say where tasks and operators ask.
+func (f *flags) endpointFlags(set *pflag.FlagSet) {
+	set.StringVar(&f.guard, "guard", string(guard.Strict), "`MODE` what tasks reach: strict, source, off")
+	set.StringArrayVar(&f.listen, "listen", nil, "`ADDR:PORT` where tasks ask, or fd:N (169.254.170.2:80)")
+	set.StringVar(&f.admin, "admin", defaultAdmin, "`ADDR:PORT` status page, or unix:PATH")
+}
+
+// pluginFlags say which plugins are run, and with which configuration.
+func (f *flags) pluginFlags(set *pflag.FlagSet) {
+	set.StringVar(&f.network, "network", "", "`NAME` network for the attached (one that is built in)")
+	set.StringVar(&f.netDir, "net-dir", "/etc/cni/net.d", "`FOLDER` where --network is configured")
+	set.StringVar(&f.cniPath, "cni-path", defaultPluginPath(), "`FOLDERS` with the plugins (its own:/opt/cni/bin:...)")
+	set.Lookup("cni-path").DefValue = "" // too long to be shown
+}
+
+func defaultDB() string {
+	if path := os.Getenv("IPAM_DB_PATH"); path != "" {
+		return path
+	}
+	return bindingdb.DefaultPath
+}
+
+// defaultPluginPath has the program's own folder first, so that programs of the same
+// names, such as AWS's plugins, do not take the place of those that came with it.
+func defaultPluginPath() string {
+	path := "/opt/cni/bin:/usr/lib/cni:/usr/libexec/cni"
+	if self, err := os.Executable(); err == nil {
+		path = filepath.Dir(self) + ":" + path
+	}
+	return path
+}
+
+// hasBridge reports whether the resolver has a bridge of its own.
+func (f *flags) hasBridge() bool { return f.bridge != noBridge }
+
+// mode reads --guard.
+func (f *flags) mode() (guard.Mode, error) {
+	mode, err := guard.ParseMode(f.guard)
+	if err != nil {
+		return "", usageError{fmt.Errorf("--%w", err)}
+	}
+	return mode, nil
+}
+
+// addresses reads --listen where an open socket is of no use.
+func (f *flags) addresses() (all []netip.AddrPort, err error) {
+	listen := f.listen
+	if len(listen) == 0 {
+		listen = []string{defaultListen}
+	}
+	for _, text := range listen {
+		at, err := netip.ParseAddrPort(text)
+		if err != nil {
+			return nil, usageError{fmt.Errorf("--listen %q: expected an address and a port, such as %s", text, defaultListen)}
+		}
+		all = append(all, at)
+	}
+	return all, nil
+}
+
+// checkAdmin checks where a resolver is asked.
+func (f *flags) checkAdmin() error {
+	if strings.HasPrefix(f.admin, "unix:") {
+		return nil
+	}
+	if _, err := netip.ParseAddrPort(f.admin); err != nil {
+		return usageError{fmt.Errorf("--admin %q: expected a loopback address and a port, such as %s, or unix:PATH", f.admin, defaultAdmin)}
+	}
+	return nil
+}
+
+// checkDockerHost checks the URL of the daemon that the flag, or else the environment, names.
+func (f *flags) checkDockerHost() error {
+	from, url := "--docker-host", f.dockerHost
+	if url == "" {
+		from, url = client.EnvOverrideHost, os.Getenv(client.EnvOverrideHost)
+	}
+	if url == "" {
+		return nil
+	}
+	if _, err := client.ParseHostURL(url); err != nil {
+		return usageError{fmt.Errorf("%s %q: expected a URL such as unix:///var/run/docker.sock", from, url)}
+	}
+	return nil
+}
