@@ -127,7 +127,7 @@ func (s settings) open() (_ *parts, err error) {
 	if r.bindings, err = bindingdb.NewReader(s.db, bindingdb.Options{}); err != nil {
 		return nil, err
 	}
-	if r.index, err = docker.New(docker.Config{Host: s.dockerHost, Addresses: addressesOf, Counters: countersOf, Uncontained: uncontained, Logger: r.log}); err != nil {
+	if r.index, err = docker.New(docker.Config{Host: s.dockerHost, Addresses: addressesOf, Counters: countersOf, Uncontained: guard.CanChangeHostNetwork, Logger: r.log}); err != nil {
 		return nil, err
 	}
 	witnessed, err := newWitness(s.witness)

@@ -1,4 +1,4 @@
-package main
+package guard
 
 import (
 	"os"
@@ -11,7 +11,7 @@ import (
 )
 
 // A process is held by the guard unless it can come by power over the host's network.
-func TestUncontained(t *testing.T) {
+func TestCanChangeHostNetwork(t *testing.T) {
 	testnet.Need(t)
 	t.Parallel()
 	mapped := &syscall.SysProcAttr{
@@ -55,12 +55,12 @@ func TestUncontained(t *testing.T) {
 			if _, err := out.Read(make([]byte, 1)); err != nil {
 				t.Fatal(err)
 			}
-			if got := uncontained(cmd.Process.Pid); got != test.want {
-				t.Errorf("uncontained: %t, want %t", got, test.want)
+			if got := CanChangeHostNetwork(cmd.Process.Pid); got != test.want {
+				t.Errorf("can change the host's network: %t, want %t", got, test.want)
 			}
 		})
 	}
-	if uncontained(1 << 30) {
-		t.Error("a process that is not there is uncontained")
+	if CanChangeHostNetwork(1 << 30) {
+		t.Error("a process that is not there can")
 	}
 }

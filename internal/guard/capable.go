@@ -1,4 +1,4 @@
-package main
+package guard
 
 import (
 	"bytes"
@@ -14,10 +14,11 @@ import (
 // ownUsers is the map of this process's user namespace, which stays as it is.
 var ownUsers = sync.OnceValues(func() ([]byte, error) { return os.ReadFile("/proc/self/uid_map") })
 
-// uncontained reports whether a process, or what it executes, can have CAP_NET_ADMIN or
-// CAP_SYS_ADMIN in the user namespace of this one, which is the host's: by a veth pair's end
-// the kernel lets it change the host's network then. One that has ended can nothing.
-func uncontained(pid int) bool {
+// CanChangeHostNetwork reports whether a process, or what it executes, can have CAP_NET_ADMIN
+// or CAP_SYS_ADMIN in the user namespace of this process, which is the host's. The kernel then
+// lets it change the host's network through its end of a veth pair, and no guard holds it. A
+// process that has ended can do nothing.
+func CanChangeHostNetwork(pid int) bool {
 	own, err := ownUsers()
 	if err != nil {
 		return false
