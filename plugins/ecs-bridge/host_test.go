@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
@@ -20,6 +22,7 @@ import (
 	"taskmeta/internal/bindingdb"
 	"taskmeta/internal/dev/testnet"
 	"taskmeta/internal/ecs"
+	"taskmeta/internal/link"
 )
 
 // bin is where the programs are that the tests start.
@@ -193,4 +196,31 @@ func address(t testing.TB, r *current.Result) string {
 		t.Fatalf("no address in %v", r)
 	}
 	return r.IPs[0].Address.String()
+}
+
+// reach asks the endpoint from inside a task.
+func reach(t *testing.T, h *host, task *testnet.Namespace) {
+	t.Helper()
+	if h.endpoint == nil {
+		// It stays, since the address would be in use for a moment after it is closed: each
+		// program that is being started has a copy of the socket until it runs.
+		l, err := h.Listen("tcp", "169.254.170.2:80")
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.endpoint = l
+		t.Cleanup(func() { l.Close() })
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	defer cancel()
+	c, err := task.DialContext(ctx, "tcp", "169.254.170.2:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+}
+
+// vethOf is the name of the host's end of a container's eth0 in the usual network.
+func vethOf(container string) string {
+	return link.HostName(attachment(container))
 }
