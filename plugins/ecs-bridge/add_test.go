@@ -51,10 +51,10 @@ func TestConfigurationsOfAWS(t *testing.T) {
 			h, task := newHost(t), testnet.T(t)
 			before := h.things(t)
 			h.must(t, "ADD", "c1", task.Path(), string(aws))
-			if got := sh(t, task, `ip -o addr show dev eth0 | tr -s ' ' | cut -d' ' -f4`); got != test.addrs {
+			if got := task.Sh(t, `ip -o addr show dev eth0 | tr -s ' ' | cut -d' ' -f4`); got != test.addrs {
 				t.Errorf("addresses\n%s\nwant\n%s", got, test.addrs)
 			}
-			got := sh(t, task, `(ip route show; ip -6 route show) | sed -e 's/ dev [a-z0-9]*//; s/ proto static//; s/ pref medium//; s/ onlink//; s/ *$//' | sort`)
+			got := task.Sh(t, `(ip route show; ip -6 route show) | sed -e 's/ dev [a-z0-9]*//; s/ proto static//; s/ pref medium//; s/ onlink//; s/ *$//' | sort`)
 			if got != test.routes {
 				t.Errorf("routes\n%s\nwant\n%s", got, test.routes)
 			}
@@ -114,7 +114,7 @@ func TestAddThatFailsLeavesNothing(t *testing.T) {
 	}{
 		"the interface name is taken": {
 			spoil: func(t *testing.T, _ *host, task *testnet.Namespace) {
-				sh(t, task, "ip link add eth0 type veth peer name peer")
+				task.Sh(t, "ip link add eth0 type veth peer name peer")
 			},
 			code: types.ErrInternal, want: "eth0: the interface name is taken in the task's namespace",
 		},
@@ -126,13 +126,13 @@ func TestAddThatFailsLeavesNothing(t *testing.T) {
 		},
 		"the host has an interface by the bridge's name": {
 			spoil: func(t *testing.T, h *host, _ *testnet.Namespace) {
-				sh(t, h.Namespace, "ip link add ecs-bridge type veth peer name peer")
+				h.Sh(t, "ip link add ecs-bridge type veth peer name peer")
 			},
 			code: types.ErrInternal, want: "interface ecs-bridge is a veth: expected a bridge",
 		},
 		"the bridge has another gateway": {
 			spoil: func(t *testing.T, h *host, _ *testnet.Namespace) {
-				sh(t, h.Namespace, "ip link add ecs-bridge type bridge; ip addr add 169.254.172.9/22 dev ecs-bridge")
+				h.Sh(t, "ip link add ecs-bridge type bridge; ip addr add 169.254.172.9/22 dev ecs-bridge")
 			},
 			code: types.ErrInternal, want: "bridge ecs-bridge has the address 169.254.172.9/22, whose subnet overlaps 169.254.172.1/22",
 		},
@@ -223,7 +223,7 @@ func TestAddThatFailsLeavesNothing(t *testing.T) {
 				look = h.network
 			}
 			file, _ := os.ReadFile(h.db) // nil if there is none
-			before, inTask := look(t), sh(t, task, "ip addr; ip route; ip -6 route")
+			before, inTask := look(t), task.Sh(t, "ip addr; ip route; ip -6 route")
 			h.refused(t, "ADD", test.container, test.netns, test.conf, test.code, test.want)
 			if diff := cmp.Diff(before, look(t)); diff != "" {
 				t.Errorf("what is left (-before +after):\n%s", diff)
@@ -231,7 +231,7 @@ func TestAddThatFailsLeavesNothing(t *testing.T) {
 			if after, err := os.ReadFile(h.db); test.unreadable && (err != nil || !bytes.Equal(after, file)) {
 				t.Errorf("the bindings file was changed (%v)", err)
 			}
-			if after := sh(t, task, "ip addr; ip route; ip -6 route"); after != inTask {
+			if after := task.Sh(t, "ip addr; ip route; ip -6 route"); after != inTask {
 				t.Errorf("the task has\n%s\nand had\n%s", after, inTask)
 			}
 		})
@@ -280,6 +280,6 @@ func TestChainedAfterAnotherPlugin(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sh(t, task, "ip link add eni0 type veth peer name peer; ip addr add 10.1.2.3/24 dev eni0; ip link set eni0 up; ip link set peer up; ip route add default via 10.1.2.1")
+	task.Sh(t, "ip link add eni0 type veth peer name peer; ip addr add 10.1.2.3/24 dev eni0; ip link set eni0 up; ip link set peer up; ip route add default via 10.1.2.1")
 	h.must(t, "CHECK", "c1", task.Path(), conf(`"prevResult": `+string(all)))
 }

@@ -43,8 +43,8 @@ func TestCheckNamesWhatIsMissing(t *testing.T) {
 			}
 			checked := conf(`"prevResult": ` + string(result))
 			h.must(t, "CHECK", "c1", task.Path(), checked)
-			sh(t, h.Namespace, test.onHost)
-			sh(t, task, test.inTask)
+			h.Sh(t, test.onHost)
+			task.Sh(t, test.inTask)
 			h.refused(t, "CHECK", "c1", task.Path(), checked, test.code, test.want)
 		})
 	}

@@ -25,23 +25,23 @@ func TestDelOfWhatIsPartlyGone(t *testing.T) {
 			return path
 		},
 		"the task has removed its interface": func(t *testing.T, _ *host, task *testnet.Namespace) string {
-			sh(t, task, "ip link del eth0")
+			task.Sh(t, "ip link del eth0")
 			return task.Path()
 		},
 		"the task has another interface by that name": func(t *testing.T, _ *host, task *testnet.Namespace) string {
-			sh(t, task, "ip link set eth0 name mine")
+			task.Sh(t, "ip link set eth0 name mine")
 			return task.Path()
 		},
 		"the bridge is gone": func(t *testing.T, h *host, task *testnet.Namespace) string {
-			sh(t, h.Namespace, "ip link del ecs-bridge")
+			h.Sh(t, "ip link del ecs-bridge")
 			return task.Path()
 		},
 		"the ruleset is flushed": func(t *testing.T, h *host, task *testnet.Namespace) string {
-			sh(t, h.Namespace, "nft flush ruleset")
+			h.Sh(t, "nft flush ruleset")
 			return task.Path()
 		},
 		"the veth is gone": func(t *testing.T, h *host, task *testnet.Namespace) string {
-			sh(t, h.Namespace, "ip link del "+vethOf("c1"))
+			h.Sh(t, "ip link del "+vethOf("c1"))
 			return task.Path()
 		},
 	}
@@ -62,12 +62,12 @@ func TestDelOfWhatIsPartlyGone(t *testing.T) {
 func TestDelLeavesWhatIsNotOurs(t *testing.T) {
 	t.Parallel()
 	h, task := newHost(t), testnet.T(t)
-	sh(t, task, "ip link add eth0 type veth peer name peer")
-	sh(t, h.Namespace, "ip link add "+vethOf("c1")+" type veth peer name peer")
+	task.Sh(t, "ip link add eth0 type veth peer name peer")
+	h.Sh(t, "ip link add "+vethOf("c1")+" type veth peer name peer")
 	before := h.things(t)
 	h.must(t, "DEL", "c1", task.Path(), conf())
 	h.left(t, before)
-	sh(t, task, "ip link show eth0")
+	task.Sh(t, "ip link show eth0")
 }
 
 func TestDelReportsTheIPAMPluginsFailure(t *testing.T) {

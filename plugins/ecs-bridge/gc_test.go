@@ -25,7 +25,7 @@ func TestGCKeepsWhatIsValid(t *testing.T) {
 	}
 	task := testnet.T(t)
 	h.must(t, "ADD", "c0", task.Path(), other)
-	sh(t, h.Namespace, "ip link add ecsv-mine type veth peer name peer")
+	h.Sh(t, "ip link add ecsv-mine type veth peer name peer")
 
 	var valid []types.GCAttachment
 	for i := range 4 {
@@ -44,7 +44,7 @@ func TestGCKeepsWhatIsValid(t *testing.T) {
 		name := fmt.Sprintf("c%d", i)
 		if i < 4 {
 			reach(t, h, tasks[name])
-		} else if out := sh(t, tasks[name], "ip -o link"); strings.Contains(out, "eth0") {
+		} else if out := tasks[name].Sh(t, "ip -o link"); strings.Contains(out, "eth0") {
 			t.Errorf("%s has its interface still", name)
 		}
 	}
@@ -53,7 +53,7 @@ func TestGCKeepsWhatIsValid(t *testing.T) {
 	if n := strings.Count(after.Chains, "in-ecsv"); n != 5 || len(after.Bindings) != 5 || strings.Count(after.Neighbours, "PERMANENT") != 5 {
 		t.Errorf("5 of 9 were valid: %+v", after)
 	}
-	sh(t, h.Namespace, "ip link show ecsv-mine")
+	h.Sh(t, "ip link show ecsv-mine")
 }
 
 // What is added while a GC runs is not on its list, and is in use: neither plugin takes it
@@ -126,7 +126,7 @@ func TestGCFindsWhatKilledPluginsLeft(t *testing.T) {
 	h, task := newHost(t), testnet.T(t)
 	before := h.things(t)
 	h.must(t, "ADD", "c1", task.Path(), conf())
-	sh(t, h.Namespace, "ip link del "+vethOf("c1")) // chain, neighbour and binding stay
+	h.Sh(t, "ip link del "+vethOf("c1")) // chain, neighbour and binding stay
 	h.must(t, "GC", "", "", conf(`"cni.dev/valid-attachments": []`))
 	h.left(t, before)
 }

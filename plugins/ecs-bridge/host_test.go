@@ -118,19 +118,6 @@ func (h *host) refused(t testing.TB, verb, container, netns, conf string, code u
 	}
 }
 
-// sh runs a line of the shell on the host, or in another namespace, and returns what it
-// writes.
-func sh(t testing.TB, ns *testnet.Namespace, line string) string {
-	t.Helper()
-	cmd := exec.Command("sh", "-ec", line)
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := ns.Run(cmd); err != nil {
-		t.Fatalf("%s: %v\n%s", line, err, out.Bytes())
-	}
-	return strings.TrimSpace(out.String())
-}
-
 // things is all that an attachment could leave on a host.
 type things struct {
 	Links, Neighbours, Chains, Ports string
@@ -151,10 +138,10 @@ func (h *host) things(t testing.TB) things {
 func (h *host) network(t testing.TB) things {
 	t.Helper()
 	var s things
-	s.Links = sh(t, h.Namespace, `(ip -o link; ip -o link show type bridge) | cut -d: -f2 | cut -d@ -f1 | sort | uniq -u`)
-	s.Neighbours = sh(t, h.Namespace, `ip neigh show nud permanent`)
-	s.Chains = sh(t, h.Namespace, `nft list chains netdev | grep chain || true`)
-	s.Ports = sh(t, h.Namespace, `bridge link show`)
+	s.Links = h.Sh(t, `(ip -o link; ip -o link show type bridge) | cut -d: -f2 | cut -d@ -f1 | sort | uniq -u`)
+	s.Neighbours = h.Sh(t, `ip neigh show nud permanent`)
+	s.Chains = h.Sh(t, `nft list chains netdev | grep chain || true`)
+	s.Ports = h.Sh(t, `bridge link show`)
 	return s
 }
 

@@ -49,7 +49,7 @@ func TestCnitoolInEveryVersion(t *testing.T) {
 			}
 			before := h.things(t)
 			tool := func(verb string) string {
-				return sh(t, h.Namespace, fmt.Sprintf("IPAM_DB_PATH=%s CNI_PATH=%s NETCONFPATH=%s %s/cnitool %s ecs-task %s", h.db, h.path, dir, bin, verb, task.Path()))
+				return h.Sh(t, fmt.Sprintf("IPAM_DB_PATH=%s CNI_PATH=%s NETCONFPATH=%s %s/cnitool %s ecs-task %s", h.db, h.path, dir, bin, verb, task.Path()))
 			}
 			for _, want := range []string{"169.254.172.2", "169.254.172.3"} {
 				var result struct {
@@ -59,7 +59,7 @@ func TestCnitoolInEveryVersion(t *testing.T) {
 				if err := json.Unmarshal([]byte(out), &result); err != nil || result.CNIVersion != version {
 					t.Errorf("result of CNI %q, %v: %s", result.CNIVersion, err, out)
 				}
-				if got := sh(t, task, `ip -o addr show dev eth0 | tr -s ' ' | cut -d' ' -f4`); got != want+"/22" {
+				if got := task.Sh(t, `ip -o addr show dev eth0 | tr -s ' ' | cut -d' ' -f4`); got != want+"/22" {
 					t.Errorf("eth0 has %q, want %s/22", got, want)
 				}
 				if version != "0.3.0" && version != "0.3.1" { // which have no CHECK

@@ -112,7 +112,7 @@ func TestTwoSubnetsOnOneBridge(t *testing.T) {
 	reach(t, h, first)
 	reach(t, h, second)
 	mtu := func(ns *testnet.Namespace, link string) string {
-		_, rest, _ := strings.Cut(sh(t, ns, "ip -o link show "+link), " mtu ")
+		_, rest, _ := strings.Cut(ns.Sh(t, "ip -o link show "+link), " mtu ")
 		return strings.Fields(rest)[0]
 	}
 	if got := mtu(first, "eth0") + " " + mtu(second, "eth0") + " " + mtu(h.Namespace, "ecs-bridge"); got != "1500 1400 1400" {

@@ -20,12 +20,11 @@ import (
 func (h *host) repair(t *testing.T) string {
 	t.Helper()
 	cmd := exec.Command(filepath.Join(bin, "ecs-resolver"), "bindings", "repair", "--db", h.db)
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := h.Run(cmd); err != nil {
-		t.Fatalf("repair: %v\n%s", err, out.Bytes())
+	out, err := h.Output(cmd)
+	if err != nil {
+		t.Fatal(err)
 	}
-	return out.String()
+	return out
 }
 
 // inhabit keeps a process in the namespace, as a task has one: by it the namespace is found.
@@ -83,7 +82,7 @@ func TestRepairOfADamagedFile(t *testing.T) {
 				add(fmt.Sprintf("c%d", i), confs[i%len(confs)])
 			}
 			// One task claims another's address: its port says better.
-			sh(t, all[0].task, "ip addr add 169.254.172.3/22 dev eth0; ip link set eth0 address 0a:58:a9:fe:ac:03; ip addr del 169.254.172.2/22 dev eth0")
+			all[0].task.Sh(t, "ip addr add 169.254.172.3/22 dev eth0; ip link set eth0 address 0a:58:a9:fe:ac:03; ip addr del 169.254.172.2/22 dev eth0")
 			if err := damage(h.db); err != nil {
 				t.Fatal(err)
 			}

@@ -22,7 +22,7 @@ func TestStatus(t *testing.T) {
 		"an interface by the bridge's name, and an attachment": {
 			spoil: func(t *testing.T, h *host) {
 				h.must(t, "ADD", "c1", testnet.T(t).Path(), conf())
-				sh(t, h.Namespace, "ip link del ecs-bridge; ip link add ecs-bridge type veth peer name peer")
+				h.Sh(t, "ip link del ecs-bridge; ip link add ecs-bridge type veth peer name peer")
 			},
 			conf: conf(), code: types.ErrLimitedConnectivity, want: "1 attachments of network ecs-task are cut off: interface ecs-bridge is a veth",
 		},
@@ -30,20 +30,20 @@ func TestStatus(t *testing.T) {
 			spoil: func(t *testing.T, h *host) {
 				h.must(t, "ADD", "c1", testnet.T(t).Path(), conf())
 				h.must(t, "ADD", "c2", testnet.T(t).Path(), conf())
-				sh(t, h.Namespace, "ip link set ecs-bridge down")
+				h.Sh(t, "ip link set ecs-bridge down")
 			},
 			conf: conf(), code: types.ErrLimitedConnectivity, want: "2 attachments of network ecs-task are cut off: bridge ecs-bridge is down",
 		},
 		"no bridge, and an attachment": {
 			spoil: func(t *testing.T, h *host) {
 				h.must(t, "ADD", "c1", testnet.T(t).Path(), conf())
-				sh(t, h.Namespace, "ip link del ecs-bridge")
+				h.Sh(t, "ip link del ecs-bridge")
 			},
 			conf: conf(), code: types.ErrLimitedConnectivity, want: "1 attachments of network ecs-task are cut off: looking up interface ecs-bridge",
 		},
 		"an interface by the bridge's name": {
 			spoil: func(t *testing.T, h *host) {
-				sh(t, h.Namespace, "ip link add ecs-bridge type veth peer name peer")
+				h.Sh(t, "ip link add ecs-bridge type veth peer name peer")
 			},
 			conf: conf(), want: "interface ecs-bridge is a veth",
 		},
@@ -79,7 +79,7 @@ func TestStatus(t *testing.T) {
 func TestStatusOfABridgeThatIsDown(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	sh(t, h.Namespace, "ip link add ecs-bridge type bridge")
+	h.Sh(t, "ip link add ecs-bridge type bridge")
 	h.must(t, "STATUS", "", "", conf())
 	task := testnet.T(t)
 	h.must(t, "ADD", "c1", task.Path(), conf())

@@ -1,18 +1,16 @@
 package attack
 
 import (
-	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
-	"net/netip"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -24,7 +22,7 @@ import (
 
 // metric is the value of one of the resolver's.
 func (w *world) metric(name string) (string, error) {
-	status, body, err := ask(w.host, netip.Addr{}, "http://127.0.0.1:51680/metrics", 5*time.Second)
+	status, body, err := w.host.Ask(context.Background(), "http://127.0.0.1:51680/metrics")
 	if err != nil || status != http.StatusOK {
 		return "", fmt.Errorf("/metrics: %d %w", status, err)
 	}
@@ -49,11 +47,7 @@ func (w *world) awaitMetric(t testing.TB, name, want string) {
 
 // status is what `ecs-resolver status` prints; its error is the exit.
 func (w *world) status() (string, error) {
-	cmd := exec.Command(filepath.Join(bin, "ecs-resolver"), "status", "--db", w.db, "--docker-host", docker.Host, "--cni-path", bin)
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	err := w.host.Run(cmd)
-	return out.String(), err
+	return w.host.Output(exec.Command(filepath.Join(bin, "ecs-resolver"), "status", "--db", w.db, "--docker-host", docker.Host, "--cni-path", bin))
 }
 
 // alarmed checks that operators are told of a port everywhere.

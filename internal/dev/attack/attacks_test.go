@@ -2,6 +2,7 @@ package attack
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
@@ -516,7 +517,8 @@ func macOf(t testing.TB, ns *testnet.Namespace, ifname string) (mac net.Hardware
 
 // answered reports whether the resolver says anything at all.
 func answered(from *testnet.Namespace, by net.Dialer, server netip.AddrPort, wait time.Duration) bool {
-	by.Timeout = wait
-	_, _, err := askBy(from, by, metadataURL(server), wait)
+	ctx, cancel := context.WithTimeout(context.Background(), wait)
+	defer cancel()
+	_, _, err := from.AskBy(ctx, by, metadataURL(server))
 	return err == nil
 }

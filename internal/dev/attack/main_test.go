@@ -6,12 +6,9 @@
 package attack
 
 import (
-	"bytes"
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
-	"strings"
 	"testing"
 
 	"taskmeta/internal/dev/testnet"
@@ -81,16 +78,8 @@ func prepared(fn func() int) (code int, err error) {
 	return fn(), nil
 }
 
-// sh runs a line of the shell in a namespace, which must succeed, and returns what it
-// writes.
+// sh is Sh with a format.
 func sh(t testing.TB, ns *testnet.Namespace, line string, args ...any) string {
 	t.Helper()
-	line = fmt.Sprintf(line, args...)
-	cmd := exec.Command("sh", "-ec", line)
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := ns.Run(cmd); err != nil {
-		t.Fatalf("%s: %v\n%s", line, err, out.Bytes())
-	}
-	return strings.TrimSpace(out.String())
+	return ns.Sh(t, fmt.Sprintf(line, args...))
 }

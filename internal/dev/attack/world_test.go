@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -291,31 +290,9 @@ func metadataURL(server netip.AddrPort) string { return "http://" + server.Strin
 
 // ask sends one request from a namespace, from the address given or from any.
 func ask(ns *testnet.Namespace, from netip.Addr, url string, timeout time.Duration) (status int, body string, err error) {
-	dialer := net.Dialer{Timeout: timeout}
-	if from.IsValid() {
-		dialer.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0))
-	}
-	return askBy(ns, dialer, url, timeout)
-}
-
-func askBy(ns *testnet.Namespace, dialer net.Dialer, url string, timeout time.Duration) (status int, body string, err error) {
-	client := http.Client{Timeout: timeout, Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, network, address string) (c net.Conn, err error) {
-			err = ns.Do(func() error {
-				c, err = dialer.DialContext(ctx, network, address)
-				return err
-			})
-			return c, err
-		},
-	}}
-	resp, err := client.Get(url)
-	if err != nil {
-		return 0, "", err
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	return resp.StatusCode, string(text), err
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	return ns.AskBy(ctx, testnet.From(from), url)
 }
 
 // A sink listens at servicePort and remembers what datagrams it got.

@@ -16,7 +16,8 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
-	"time"
+
+	"taskmeta/internal/dev/testnet"
 )
 
 func main() {
@@ -241,23 +242,11 @@ func (h *host) refused(ctx context.Context, words ...string) error {
 
 // await runs a command until it succeeds.
 func (h *host) await(ctx context.Context, words ...string) error {
-	ctx, cancel := context.WithTimeout(ctx, waitTime)
-	defer cancel()
-	for {
+	return testnet.Until(ctx, strings.Join(words, " "), func() error {
 		_, err := h.output(ctx, words...)
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return errors.Join(context.Cause(ctx), err)
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
+		return err
+	})
 }
-
-// waitTime bounds what is waited for.
-const waitTime = 30 * time.Second
 
 func (h *host) output(ctx context.Context, words ...string) (string, error) {
 	cmd := h.command(ctx, words...)

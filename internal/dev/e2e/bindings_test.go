@@ -99,14 +99,14 @@ func TestTheBindingsFile(t *testing.T) {
 	file(err)
 	file(os.WriteFile(aside, content, 0o600))
 	file(os.Rename(aside, h.db()))
-	if status, body, err := get(fresh, url("/v2/metadata")); err != nil || status != http.StatusServiceUnavailable || !strings.Contains(body, "BindingsUnavailable") {
+	if status, body, err := testnet.Get(t.Context(), fresh, url("/v2/metadata")); err != nil || status != http.StatusServiceUnavailable || !strings.Contains(body, "BindingsUnavailable") {
 		t.Errorf("a change while somebody holds the lock: %d %s (%v); want 503", status, body, err)
 	}
 	h.mustLog(t, ".lock")
 	file(unix.Flock(int(lock.Fd()), unix.LOCK_UN))
 	told("once the lock is free", http.StatusOK, web.arn)
 	h.mustRun(t, "is free", "detach", "web-pause")
-	if _, _, err := get(fresh, url("/v2/metadata")); err == nil {
+	if _, _, err := testnet.Get(t.Context(), fresh, url("/v2/metadata")); err == nil {
 		t.Error("after it is detached the task is answered")
 	}
 }

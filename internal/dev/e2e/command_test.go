@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -18,10 +17,7 @@ import (
 func (h *host) command(words ...string) (string, error) {
 	cmd := exec.Command(filepath.Join(bin, "ecs-resolver"), words...)
 	cmd.Env = append(os.Environ(), "IPAM_DB_PATH="+h.db(), "DOCKER_HOST="+h.docker.Host)
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	err := h.ns.Run(cmd)
-	return out.String(), err
+	return h.ns.Output(cmd)
 }
 
 // mustRun runs a command that has to succeed and to print what is wanted.

@@ -1,11 +1,9 @@
 package e2e
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"net/http"
-	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -18,14 +16,8 @@ import (
 func TestWithoutABindingNothingIsTold(t *testing.T) {
 	h := newHost(t)
 	h.serve(t, "--listen", "127.0.0.1:51679", "--bridge", "none", "--witness", "off")
-	client := http.Client{Transport: &http.Transport{DialContext: h.ns.DialContext, DisableKeepAlives: true}}
-	resp, err := client.Get("http://127.0.0.1:51679/v2/metadata")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusForbidden {
-		t.Errorf("a process of the host got %s; want 403", resp.Status)
+	if status, body, err := h.ns.Ask(t.Context(), "http://127.0.0.1:51679/v2/metadata"); err != nil || status != http.StatusForbidden {
+		t.Errorf("a process of the host got %d %s (%v); want 403", status, body, err)
 	}
 }
 
@@ -61,16 +53,16 @@ func TestConnectionsEndWithTheirInterface(t *testing.T) {
 	defer ns.Close()
 	transport := &http.Transport{DialContext: ns.DialContext}
 	defer transport.CloseIdleConnections()
-	if status, body, err := get(transport, url("/v2/metadata")); err != nil || status != http.StatusOK {
+	if status, body, err := testnet.Get(t.Context(), transport, url("/v2/metadata")); err != nil || status != http.StatusOK {
 		t.Fatalf("%d %s %v", status, body, err)
 	}
 	const established = "ss --tcp --numeric --no-header state established sport = :80"
-	if out := h.sh(t, established); out == "" {
+	if out := h.ns.Sh(t, established); out == "" {
 		t.Fatal("the connection was not kept")
 	}
-	h.sh(t, "ip link delete $(ip -oneline link show type veth | cut -d: -f2 | cut -d@ -f1)")
+	h.ns.Sh(t, "ip link delete $(ip -oneline link show type veth | cut -d: -f2 | cut -d@ -f1)")
 	testnet.Await(t, "the connection to end", func() error {
-		if out := h.sh(t, established); out != "" {
+		if out := h.ns.Sh(t, established); out != "" {
 			return errors.New(out)
 		}
 		return nil
@@ -92,7 +84,7 @@ func TestEachPortIsGuardedAgainAsItWas(t *testing.T) {
 		k.attach(t)
 	}
 	rules := func() []string {
-		lines := strings.Split(h.sh(t, "nft --stateless list table netdev ecs_guard 2>&1 || true"), "\n")
+		lines := strings.Split(h.ns.Sh(t, "nft --stateless list table netdev ecs_guard 2>&1 || true"), "\n")
 		slices.Sort(lines) // the chains stand in the order in which they were made
 		return lines
 	}
@@ -109,7 +101,7 @@ func TestEachPortIsGuardedAgainAsItWas(t *testing.T) {
 	if _, metrics := h.admin(t, "/metrics"); !strings.Contains(metrics, "\ntaskmeta_guard_repairs_total 0\n") {
 		t.Error("a network that came was counted as a repair")
 	}
-	h.sh(t, "nft flush ruleset")
+	h.ns.Sh(t, "nft flush ruleset")
 	testnet.Await(t, "the guard", func() error {
 		if diff := cmp.Diff(before, rules()); diff != "" {
 			return errors.New(diff)
@@ -118,36 +110,14 @@ func TestEachPortIsGuardedAgainAsItWas(t *testing.T) {
 	})
 }
 
-// sh runs a line of the shell on the host.
-func (h *host) sh(t *testing.T, line string) string {
-	t.Helper()
-	cmd := exec.Command("sh", "-ec", line)
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := h.ns.Run(cmd); err != nil {
-		t.Fatalf("%s: %v: %s", line, err, &out)
-	}
-	return strings.TrimSpace(out.String())
-}
-
 // The resolver takes the ECS agent's place on a host that keeps the agent's DNAT rule.
 func TestBehindTheAgentsRule(t *testing.T) {
 	h := newHost(t)
 	h.serve(t, "--listen", "127.0.0.1:51679", "--bridge", "none")
 	web := h.task(t, "web")
 	web.attach(t)
-	for _, words := range []string{
-		"iptables -t nat -A PREROUTING -p tcp -d 169.254.170.2 --dport 80 -j DNAT --to-destination 127.0.0.1:51679",
-		"sysctl -q net.ipv4.conf.ecs-bridge.route_localnet=1",
-	} {
-		args := strings.Fields(words)
-		cmd := exec.Command(args[0], args[1:]...)
-		var complaint strings.Builder
-		cmd.Stderr = &complaint
-		if err := h.ns.Run(cmd); err != nil {
-			t.Fatalf("%s: %v: %s", words, err, &complaint)
-		}
-	}
+	h.ns.Sh(t, "iptables -t nat -A PREROUTING -p tcp -d 169.254.170.2 --dport 80 -j DNAT --to-destination 127.0.0.1:51679")
+	h.ns.Sh(t, "sysctl -q net.ipv4.conf.ecs-bridge.route_localnet=1")
 	var got taskReply
 	h.ask(t, web.pause, "GET", "/v2/metadata").decode(t, &got)
 	if got.TaskARN != web.arn {

@@ -5,7 +5,7 @@ package e2e
 
 import (
 	"bufio"
-	"bytes"
+	"context"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -141,20 +141,11 @@ func worthReading(t *testing.T, log string) string {
 // admin asks the resolver's admin listener, from the host.
 func (h *host) admin(t *testing.T, path string) (status int, body string) {
 	t.Helper()
-	client := http.Client{
-		Transport: &http.Transport{DialContext: h.ns.DialContext, DisableKeepAlives: true},
-		Timeout:   10 * time.Second,
-	}
-	resp, err := client.Get("http://127.0.0.1:51680" + path)
+	status, body, err := h.ns.Ask(context.Background(), "http://127.0.0.1:51680"+path)
 	if err != nil {
 		return 0, err.Error()
 	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return 0, err.Error()
-	}
-	return resp.StatusCode, string(text)
+	return status, body
 }
 
 // A task is a pause container with a network namespace of its own, and what shares it.
@@ -224,23 +215,20 @@ func (k *task) cni(verb string, env ...string) (string, error) {
 	}
 	cmd := exec.Command(filepath.Join(bin, "cnitool"), verb, k.conf, k.netns)
 	cmd.Env = append(os.Environ(), append(env, "NETCONFPATH="+dir, "CNI_PATH="+bin)...)
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	err = k.h.ns.Run(cmd)
-	return out.String(), err
+	return k.h.ns.Output(cmd)
 }
 
 // attach is the CNI ADD of the task; it returns the address given.
 func (k *task) attach(t *testing.T, env ...string) string {
 	t.Helper()
 	t.Cleanup(func() { // cnitool keeps something of what is attached
-		if out, err := k.cni("del"); err != nil {
-			t.Errorf("DEL of %s at the end: %v: %s", k.name, err, out)
+		if _, err := k.cni("del"); err != nil {
+			t.Errorf("DEL of %s at the end: %v", k.name, err)
 		}
 	})
 	out, err := k.cni("add", env...)
 	if err != nil {
-		t.Fatalf("ADD of %s: %v: %s", k.name, err, out)
+		t.Fatalf("ADD of %s: %v", k.name, err)
 	}
 	var result struct {
 		IPs []struct{ Address string }
@@ -255,8 +243,8 @@ func (k *task) attach(t *testing.T, env ...string) string {
 // detach is the CNI DEL of the task.
 func (k *task) detach(t *testing.T) {
 	t.Helper()
-	if out, err := k.cni("del"); err != nil {
-		t.Fatalf("DEL of %s: %v: %s", k.name, err, out)
+	if _, err := k.cni("del"); err != nil {
+		t.Fatalf("DEL of %s: %v", k.name, err)
 	}
 }
 

@@ -108,7 +108,7 @@ func TestRestartsLoseNoRequest(t *testing.T) {
 			transport := &http.Transport{DialContext: ns.DialContext, DisableKeepAlives: i%2 == 0}
 			defer transport.CloseIdleConnections()
 			for ctx.Err() == nil {
-				status, body, err := get(transport, url("/v2/metadata"))
+				status, body, err := testnet.Get(t.Context(), transport, url("/v2/metadata"))
 				switch {
 				case err == nil && status == http.StatusServiceUnavailable:
 					later.Add(1) // it says when to ask again
@@ -185,12 +185,8 @@ func TestSystemdIsTold(t *testing.T) {
 			t.Errorf("systemd is told %q; want %q", got, want)
 		}
 	}
-	client := http.Client{Transport: &http.Transport{DialContext: ns.DialContext, DisableKeepAlives: true}, Timeout: 30 * time.Second}
-	resp, err := client.Get("http://" + l.Addr().String() + "/v2/metadata")
-	if err != nil {
-		t.Error(err)
-	} else if resp.Body.Close(); resp.StatusCode != http.StatusForbidden {
-		t.Errorf("the passed socket answers %s; want 403", resp.Status)
+	if status, body, err := ns.Ask(t.Context(), "http://"+l.Addr().String()+"/v2/metadata"); err != nil || status != http.StatusForbidden {
+		t.Errorf("the passed socket answers %d %s (%v); want 403", status, body, err)
 	}
 	terminate(t, cmd, &log)
 	for {
@@ -227,7 +223,7 @@ func TestAFloodIsItsOwnTasks(t *testing.T) {
 			transport := &http.Transport{DialContext: spaces[loud].DialContext}
 			defer transport.CloseIdleConnections()
 			for ctx.Err() == nil {
-				if status, _, err := get(transport, url("/v2/metadata")); err == nil && status == http.StatusTooManyRequests {
+				if status, _, err := testnet.Get(t.Context(), transport, url("/v2/metadata")); err == nil && status == http.StatusTooManyRequests {
 					refused.Add(1)
 				}
 			}
@@ -244,7 +240,7 @@ func TestAFloodIsItsOwnTasks(t *testing.T) {
 	var slowest time.Duration
 	for range 50 {
 		began := time.Now()
-		if status, body, err := get(transport, url("/v2/metadata")); err != nil || status != http.StatusOK || !strings.Contains(body, quiet.arn) {
+		if status, body, err := testnet.Get(t.Context(), transport, url("/v2/metadata")); err != nil || status != http.StatusOK || !strings.Contains(body, quiet.arn) {
 			t.Fatalf("beside a flood: %d %s %v", status, body, err)
 		}
 		slowest = max(slowest, time.Since(began))

@@ -1,16 +1,12 @@
 package e2e
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"taskmeta/internal/dev/testnet"
 )
@@ -36,8 +32,8 @@ func TestNoAnswerIsAnothers(t *testing.T) {
 		t.Cleanup(func() { ns.Close() })
 		all.Go(func() {
 			for range pairs {
-				if out, err := k.cni("add"); err != nil {
-					t.Errorf("ADD of %s: %v: %s", k.name, err, out)
+				if _, err := k.cni("add"); err != nil {
+					t.Errorf("ADD of %s: %v", k.name, err)
 					return
 				}
 				var group sync.WaitGroup
@@ -45,8 +41,8 @@ func TestNoAnswerIsAnothers(t *testing.T) {
 					group.Go(func() { answers.Add(askAsTask(t, k, ns, asks)) })
 				}
 				group.Wait()
-				if out, err := k.cni("del"); err != nil {
-					t.Errorf("DEL of %s: %v: %s", k.name, err, out)
+				if _, err := k.cni("del"); err != nil {
+					t.Errorf("DEL of %s: %v", k.name, err)
 					return
 				}
 			}
@@ -64,7 +60,7 @@ func askAsTask(t *testing.T, k *task, ns *testnet.Namespace, times int) (right i
 	fresh := &http.Transport{DialContext: ns.DialContext, DisableKeepAlives: true}
 	for i := range times {
 		for _, transport := range []*http.Transport{kept, fresh} {
-			status, body, err := get(transport, url("/v2/metadata"))
+			status, body, err := testnet.Get(t.Context(), transport, url("/v2/metadata"))
 			var got struct{ TaskARN string }
 			switch {
 			case err != nil:
@@ -79,21 +75,4 @@ func askAsTask(t *testing.T, k *task, ns *testnet.Namespace, times int) (right i
 		}
 	}
 	return right
-}
-
-func get(transport *http.Transport, url string) (status int, body string, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return 0, "", err
-	}
-	resp, err := transport.RoundTrip(req)
-	if err != nil {
-		return 0, "", err
-	}
-	defer resp.Body.Close()
-	var text strings.Builder
-	_, err = io.Copy(&text, resp.Body)
-	return resp.StatusCode, text.String(), err
 }

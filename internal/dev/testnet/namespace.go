@@ -4,6 +4,7 @@
 package testnet
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/vishvananda/netlink"
@@ -126,13 +128,21 @@ func (n *Namespace) Run(cmd *exec.Cmd) error {
 	return cmd.Wait()
 }
 
+// Output runs cmd inside the namespace and returns what it writes, without the last
+// newline. Its error has that text too.
+func (n *Namespace) Output(cmd *exec.Cmd) (string, error) {
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := n.Run(cmd)
+	if err != nil {
+		err = fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, out.Bytes())
+	}
+	return strings.TrimSuffix(out.String(), "\n"), err
+}
+
 // DialContext connects from inside the namespace. The address is a literal one.
-func (n *Namespace) DialContext(ctx context.Context, network, address string) (c net.Conn, err error) {
-	err = n.Do(func() error {
-		c, err = new(net.Dialer).DialContext(ctx, network, address)
-		return err
-	})
-	return c, err
+func (n *Namespace) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	return n.Transport(net.Dialer{}).DialContext(ctx, network, address)
 }
 
 // Listen listens inside the namespace.

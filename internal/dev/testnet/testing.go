@@ -2,8 +2,9 @@ package testnet
 
 import (
 	"os"
+	"os/exec"
+	"strings"
 	"testing"
-	"time"
 )
 
 // Need ends a test that cannot run without root: as skipped under -short, which is what
@@ -35,6 +36,17 @@ func T(t testing.TB) *Namespace {
 	return n
 }
 
+// Sh runs a line of the shell in the namespace for a test, and returns what it writes. The
+// line must succeed.
+func (n *Namespace) Sh(t testing.TB, line string) string {
+	t.Helper()
+	out, err := n.Output(exec.Command("sh", "-ec", line))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(out)
+}
+
 // Soak returns full when TASKMETA_SOAK is set, and few otherwise: the number of rounds
 // of a storm.
 func Soak(few, full int) int {
@@ -59,20 +71,4 @@ func Docker(t testing.TB, n *Namespace) *Daemon {
 		}
 	})
 	return d
-}
-
-// Await tries until fn has no complaint, and gives up after a minute.
-func Await(t testing.TB, what string, fn func() error) {
-	t.Helper()
-	deadline := time.Now().Add(time.Minute)
-	for {
-		err := fn()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("waiting for %s: %v", what, err)
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
 }

@@ -24,9 +24,6 @@ import (
 	"taskmeta/internal/dev/testnet"
 )
 
-// waitTime bounds what is waited for.
-const waitTime = 30 * time.Second
-
 func main() {
 	rounds := flag.Int("rounds", 100, "containers that are started one after the other")
 	together := flag.Int("together", 8, "containers that are started at once, as often as makes that number")
@@ -159,10 +156,10 @@ func (b *bench) serve(ctx context.Context, host *testnet.Namespace) (stop func()
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		_ = cmd.Wait()
 	}
-	err = await(ctx, "the resolver", func() bool {
+	err = testnet.Until(ctx, "the resolver", func() error {
 		status := exec.CommandContext(ctx, cmd.Path, "status", "--json", "--db", filepath.Join(b.dir, "bindings.db"),
 			"--docker-host", b.docker.Host, "--admin", "unix:"+socket)
-		return host.Run(status) == nil
+		return host.Run(status)
 	})
 	if err != nil {
 		text, _ := os.ReadFile(log.Name())
@@ -219,12 +216,15 @@ func (b *bench) measure(ctx context.Context, n, width int) (m figures, err error
 // times waits for what a container and the daemon have to tell.
 func (b *bench) times(ctx context.Context, id string) (event, begun, answered time.Time, err error) {
 	file := filepath.Join(b.out(), id[:12])
-	err = await(ctx, "the container to be answered", func() bool {
+	err = testnet.Until(ctx, "the container to be answered", func() error {
 		b.mu.Lock()
 		event = b.started[id]
 		b.mu.Unlock()
+		if event.IsZero() {
+			return errors.New("there is no start event")
+		}
 		_, err := os.Stat(file)
-		return err == nil && !event.IsZero()
+		return err
 	})
 	if err != nil {
 		log, _ := os.ReadFile(filepath.Join(b.dir, "resolver.log"))
@@ -244,27 +244,14 @@ func (b *bench) times(ctx context.Context, id string) (event, begun, answered ti
 // idle waits until the addresses of removed containers are free, so that the end of one
 // is not in the figures of the next.
 func (b *bench) idle(ctx context.Context) error {
-	return await(ctx, "the addresses to be free", func() bool {
+	return testnet.Until(ctx, "the addresses to be free", func() error {
 		out, err := exec.CommandContext(ctx, filepath.Join(b.dir, "ecs-resolver"), "bindings", "--json",
 			"--db", filepath.Join(b.dir, "bindings.db"), "--docker-host", b.docker.Host).Output()
-		return err == nil && strings.TrimSpace(string(out)) == "[]"
-	})
-}
-
-// await tries until done.
-func await(ctx context.Context, what string, done func() bool) error {
-	ctx, cancel := context.WithTimeout(ctx, waitTime)
-	defer cancel()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for !done() {
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("waiting for %s: %w", what, context.Cause(ctx))
-		case <-tick.C:
+		if err == nil && strings.TrimSpace(string(out)) != "[]" {
+			err = fmt.Errorf("held: %s", out)
 		}
-	}
-	return nil
+		return err
+	})
 }
 
 func line(w io.Writer, name string, all []time.Duration) {

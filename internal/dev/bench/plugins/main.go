@@ -5,7 +5,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -170,27 +169,20 @@ func (b *runner) crowded(ctx context.Context, t *table, ports, rounds int) (err 
 			cmd := b.command(ctx, c, b.state(c, level), "ADD", fmt.Sprintf("port-%d", i), crowd)
 			// A name for each of the namespace's interfaces, of whichever contender.
 			cmd.Env = append(cmd.Env, fmt.Sprintf("CNI_IFNAME=%.4s%d", strings.NewReplacer("ecs-bridge", "strict", " ", "").Replace(c.name), i))
-			if out, err := b.output(cmd); err != nil {
-				return fmt.Errorf("port %d of %s: %w\n%s", i, c.name, err, out)
+			if _, err := b.host.Output(cmd); err != nil {
+				return fmt.Errorf("port %d of %s: %w", i, c.name, err)
 			}
 		}
 		return nil
 	})
 }
 
-func (b *runner) output(cmd *exec.Cmd) ([]byte, error) {
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	err := b.host.Run(cmd)
-	return out.Bytes(), err
-}
-
 // timed runs a contender once.
 func (b *runner) timed(ctx context.Context, c contender, state, verb, container string, task *testnet.Namespace) (time.Duration, error) {
 	cmd := b.command(ctx, c, state, verb, container, task)
 	start := time.Now()
-	if out, err := b.output(cmd); err != nil {
-		return 0, fmt.Errorf("%s of %s by %s: %w\n%s", verb, container, strings.TrimSpace(c.name), err, out)
+	if _, err := b.host.Output(cmd); err != nil {
+		return 0, fmt.Errorf("%s of %s by %s: %w", verb, container, strings.TrimSpace(c.name), err)
 	}
 	return time.Since(start), nil
 }

@@ -6,8 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -204,12 +202,15 @@ func (h *host) bare(ctx context.Context, file string) error {
 	return h.start(exec.Command(h.run.self, "bare", endpoint, file))
 }
 
-const endpoint = "169.254.170.2:80"
+const (
+	endpoint = "169.254.170.2:80"
+	metadata = "http://" + endpoint + "/v2/metadata"
+)
 
 // ready waits until the resolver says so.
 func (h *host) ready(ctx context.Context) error {
-	return await(ctx, "the resolver to be ready", func() error {
-		status, body, err := h.admin("/readyz")
+	return testnet.Until(ctx, "the resolver to be ready", func() error {
+		status, body, err := h.admin(ctx, "/readyz")
 		if err == nil && status != http.StatusOK {
 			err = fmt.Errorf("%d %s", status, body)
 		}
@@ -217,36 +218,8 @@ func (h *host) ready(ctx context.Context) error {
 	})
 }
 
-func (h *host) admin(path string) (int, []byte, error) {
-	return get(h.ns, "http://127.0.0.1:51680"+path)
-}
-
-// get asks once from inside a namespace.
-func get(ns *testnet.Namespace, url string) (int, []byte, error) {
-	client := http.Client{Transport: &http.Transport{DialContext: ns.DialContext, DisableKeepAlives: true}, Timeout: 20 * time.Second}
-	resp, err := client.Get(url)
-	if err != nil {
-		return 0, nil, err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	return resp.StatusCode, body, err
-}
-
-// await tries until fn has no complaint, for two minutes at most.
-func await(ctx context.Context, what string, fn func() error) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
-	defer cancel()
-	for {
-		err := fn()
-		if err == nil {
-			return nil
-		}
-		if ctx.Err() != nil {
-			return fmt.Errorf("waiting for %s: %w", what, err)
-		}
-		pause(ctx, 5*time.Millisecond)
-	}
+func (h *host) admin(ctx context.Context, path string) (int, string, error) {
+	return h.ns.Ask(ctx, "http://127.0.0.1:51680"+path)
 }
 
 // load runs a load in a task's namespace.
@@ -293,25 +266,10 @@ func (h *host) processorTime() (time.Duration, error) {
 }
 
 // from asks for the task's metadata from one of the addresses of the host itself.
-func (h *host) from(addr netip.Addr) error {
-	dial := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(addr, 0))}
-	client := http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, network, address string) (c net.Conn, err error) {
-			err = h.ns.Do(func() error {
-				c, err = dial.DialContext(ctx, network, address)
-				return err
-			})
-			return c, err
-		},
-		DisableKeepAlives: true,
-	}, Timeout: 20 * time.Second}
-	resp, err := client.Get("http://" + endpoint + "/v2/metadata")
-	if err != nil {
-		return err
+func (h *host) from(ctx context.Context, addr netip.Addr) error {
+	status, body, err := h.ns.AskBy(ctx, testnet.From(addr), metadata)
+	if err == nil && status != http.StatusOK {
+		err = fmt.Errorf("from %s: %d %s", addr, status, body)
 	}
-	defer resp.Body.Close()
-	if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("from %s: %s (%v)", addr, resp.Status, err)
-	}
-	return nil
+	return err
 }

@@ -65,7 +65,10 @@ func (c *contender) set(ctx context.Context, r *run, file string) (err error) {
 		if err := c.host.bare(ctx, file); err != nil {
 			return err
 		}
-		return await(ctx, "the bare handler", func() error { _, _, err := get(c.task, "http://"+endpoint); return err })
+		return testnet.Until(ctx, "the bare handler", func() error {
+			_, _, err := c.task.Ask(ctx, metadata)
+			return err
+		})
 	}
 	if _, err := c.host.bind(ctx, 1, c.tasks, c.task.Path()); err != nil {
 		return err
@@ -82,12 +85,12 @@ func (r *run) measureLoad(ctx context.Context, w *tabwriter.Writer) error {
 	if err := first.set(ctx, r, ""); err != nil {
 		return err
 	}
-	status, body, err := get(first.task, "http://"+endpoint+"/v2/metadata")
+	status, body, err := first.task.Ask(ctx, metadata)
 	if err != nil || status != http.StatusOK {
 		return fmt.Errorf("the first answer: %d %s (%w)", status, body, err)
 	}
 	file := filepath.Join(r.dir, "body")
-	if err := os.WriteFile(file, body, 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(body), 0o600); err != nil {
 		return err
 	}
 	for _, c := range all {
@@ -303,7 +306,7 @@ func (r *run) measureMemory(ctx context.Context, w *tabwriter.Writer) error {
 			return err
 		}
 		for _, addr := range addrs {
-			if err := h.from(addr); err != nil {
+			if err := h.from(ctx, addr); err != nil {
 				return err
 			}
 		}
@@ -336,7 +339,7 @@ func (r *run) measureStart(ctx context.Context, w *tabwriter.Writer) error {
 				return err
 			}
 			began := time.Now()
-			if err := errors.Join(h.start(cmd), h.from(addrs[0])); err != nil {
+			if err := errors.Join(h.start(cmd), h.from(ctx, addrs[0])); err != nil {
 				return err
 			}
 			answered = append(answered, time.Since(began))
@@ -406,7 +409,7 @@ func (r *run) measureStats(ctx context.Context, w *tabwriter.Writer) error {
 			return err
 		}
 		began := time.Now()
-		status, body, err := get(task, "http://"+endpoint+"/v2/stats")
+		status, body, err := task.Ask(ctx, "http://"+endpoint+"/v2/stats")
 		if err != nil || status != http.StatusOK {
 			return fmt.Errorf("the first question: %d %s (%w)", status, body, err)
 		}
@@ -417,9 +420,9 @@ func (r *run) measureStats(ctx context.Context, w *tabwriter.Writer) error {
 		return err
 	}
 	asked := time.Now()
-	err = await(ctx, "the streams to end", func() error {
-		_, metrics, err := h.admin("/metrics")
-		if err == nil && !strings.Contains(string(metrics), "\ntaskmeta_docker_stats_streams 0\n") {
+	err = testnet.Until(ctx, "the streams to end", func() error {
+		_, metrics, err := h.admin(ctx, "/metrics")
+		if err == nil && !strings.Contains(metrics, "\ntaskmeta_docker_stats_streams 0\n") {
 			err = errors.New("some are open")
 		}
 		return err
