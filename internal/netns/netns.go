@@ -1,0 +1,122 @@
+// Package netns is the network namespaces of the machine: what tells them apart, and how to
+// act in one. It imports no other package of ours.
+package netns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// thread is the path of the calling thread's namespace.
+const thread = "/proc/thread-self/ns/net"
+
+// An ID tells network namespaces apart, whatever their paths.
+type ID struct{ Dev, Ino uint64 }
+
+// Identify returns the ID of the namespace at a path.
+func Identify(path string) (ID, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return ID{}, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return ID{st.Dev, st.Ino}, nil
+}
+
+// Self returns the ID of the calling thread's namespace.
+func Self() (ID, error) { return Identify(thread) }
+
+// Path is the path of the namespace that a process is in.
+func Path(pid int) string { return fmt.Sprintf("/proc/%d/ns/net", pid) }
+
+// An NS is an open network namespace: it exists until it is closed, whoever else leaves it.
+// Many goroutines may use it at once.
+type NS struct {
+	path string
+	fd   int
+	id   ID
+}
+
+// Open opens the namespace at a path.
+func Open(path string) (*NS, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("opening network namespace %s: %w", path, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("looking at network namespace %s: %w", path, err)
+	}
+	return &NS{path, fd, ID{st.Dev, st.Ino}}, nil
+}
+
+// Current opens the namespace of the calling thread, which is the process's own unless the
+// caller runs in [NS.Do].
+func Current() (*NS, error) { return Open(thread) }
+
+// Close lets go of the namespace.
+func (n *NS) Close() error { return unix.Close(n.fd) }
+
+// ID is the namespace's ID.
+func (n *NS) ID() ID { return n.id }
+
+// FD is the open descriptor, for a request that names the namespace by it.
+func (n *NS) FD() int { return n.fd }
+
+// Do runs fn on a thread that is in the namespace; what fn starts in other goroutines is
+// not. It enters nothing if the calling thread is there already, and else needs
+// CAP_SYS_ADMIN. A thread that cannot be brought back stays locked to a goroutine that ends,
+// and ends with it.
+func (n *NS) Do(fn func() error) error {
+	if here, err := Self(); err == nil && here == n.id {
+		return fn()
+	}
+	done := make(chan error, 1)
+	go func() { done <- n.visit(fn) }()
+	return <-done
+}
+
+// visit does what [NS.Do] says on the thread of its goroutine.
+func (n *NS) visit(fn func() error) error {
+	runtime.LockOSThread()
+	home, err := Current()
+	if err != nil {
+		runtime.UnlockOSThread()
+		return err
+	}
+	defer home.Close()
+	if err := unix.Setns(n.fd, unix.CLONE_NEWNET); err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("entering network namespace %s: %w", n.path, err)
+	}
+	err = fn()
+	if back := unix.Setns(home.fd, unix.CLONE_NEWNET); back != nil {
+		return errors.Join(err, fmt.Errorf("leaving network namespace %s: %w", n.path, back))
+	}
+	runtime.UnlockOSThread()
+	return err
+}
+
+// Socket opens a socket in the namespace, where it stays.
+func (n *NS) Socket(domain, kind, protocol int) (fd int, err error) {
+	err = n.Do(func() (err error) {
+		fd, err = unix.Socket(domain, kind|unix.SOCK_CLOEXEC, protocol)
+		return os.NewSyscallError("socket", err)
+	})
+	return fd, err
+}
+
+// Listen listens in the namespace, at a literal address.
+func (n *NS) Listen(ctx context.Context, config net.ListenConfig, network, address string) (l net.Listener, err error) {
+	err = n.Do(func() (err error) {
+		l, err = config.Listen(ctx, network, address)
+		return err
+	})
+	return l, err
+}
