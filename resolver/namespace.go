@@ -1,18 +1,15 @@
 package main
 
 import (
-	"fmt"
 	"net/netip"
 
 	"taskmeta/internal/ecs"
 	"taskmeta/internal/link"
+	"taskmeta/internal/netns"
 )
 
-// netnsOf is the path of the network namespace that a process lives in.
-func netnsOf(pid int) string { return fmt.Sprintf("/proc/%d/ns/net", pid) }
-
 func addressesOf(pid int) ([]netip.Addr, error) {
-	found, err := link.Addresses(netnsOf(pid))
+	found, err := link.Addresses(netns.Path(pid))
 	addrs := make([]netip.Addr, len(found))
 	for i, a := range found {
 		addrs[i] = a.Addr()
@@ -21,7 +18,7 @@ func addressesOf(pid int) ([]netip.Addr, error) {
 }
 
 func countersOf(pid int) (map[string]ecs.Counters, error) {
-	found, err := link.AllCounters(netnsOf(pid))
+	found, err := link.AllCounters(netns.Path(pid))
 	counters := make(map[string]ecs.Counters, len(found))
 	for _, c := range found {
 		counters[c.IfName] = ecs.Counters{

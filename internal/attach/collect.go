@@ -9,6 +9,7 @@ import (
 
 	"taskmeta/internal/ecs"
 	"taskmeta/internal/link"
+	"taskmeta/internal/netns"
 )
 
 // settled is how old a binding must be for its namespace to have its address: longer than
@@ -77,7 +78,7 @@ func isGone(b *ecs.Binding, now time.Time) (bool, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return true, nil
 	}
-	if id, e := identify(b.Netns); e == nil && b.NetnsID != 0 && id.ino != b.NetnsID {
+	if id, e := netns.Identify(b.Netns); e == nil && b.NetnsID != 0 && id.Ino != b.NetnsID {
 		return true, nil
 	}
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 
 	"taskmeta/internal/dev/testnet"
 	"taskmeta/internal/ecs"
+	"taskmeta/internal/netns"
 )
 
 // The plugins are told where the bindings are and which task it is; what else is
@@ -98,7 +99,7 @@ func TestWhatIsGone(t *testing.T) {
 	if err := ns.Run(add); err != nil {
 		t.Fatal(err)
 	}
-	own, err := identify(ns.Path())
+	own, err := netns.Identify(ns.Path())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,11 +110,11 @@ func TestWhatIsGone(t *testing.T) {
 		created     time.Time
 		want        bool
 	}{
-		"its namespace has its address":            {ns.Path(), "169.254.172.7/22", own.ino, now.Add(-time.Hour), false},
-		"its namespace is gone":                    {"/proc/0/ns/net", "169.254.172.7/22", own.ino, now, true},
-		"another has taken its path":               {ns.Path(), "169.254.172.7/22", own.ino + 1, now, true},
+		"its namespace has its address":            {ns.Path(), "169.254.172.7/22", own.Ino, now.Add(-time.Hour), false},
+		"its namespace is gone":                    {"/proc/0/ns/net", "169.254.172.7/22", own.Ino, now, true},
+		"another has taken its path":               {ns.Path(), "169.254.172.7/22", own.Ino + 1, now, true},
 		"another has taken it, that was not known": {ns.Path(), "169.254.172.8/22", 0, now.Add(-time.Hour), true},
-		"its address is not there, and young":      {ns.Path(), "169.254.172.8/22", own.ino, now.Add(-time.Second), false},
+		"its address is not there, and young":      {ns.Path(), "169.254.172.8/22", own.Ino, now.Add(-time.Second), false},
 	}
 	for name, test := range tests {
 		b := &ecs.Binding{Netns: test.netns, NetnsID: test.id, Addrs: []netip.Prefix{netip.MustParsePrefix(test.addr)}, Created: test.created}

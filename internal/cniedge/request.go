@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"taskmeta/internal/ecs"
+	"taskmeta/internal/netns"
 )
 
 // A Request is a verb as the runtime asked for it.
@@ -154,15 +155,15 @@ func (r *Request) operation(verb string) string {
 // checkNetns refuses the plugin's own network namespace: addresses and routes meant for a
 // task would end up on the host. A namespace that is missing is for the verb to judge.
 func (r *Request) checkNetns() error {
-	task, err := os.Stat(r.Netns)
+	task, err := netns.Identify(r.Netns)
 	if err != nil {
 		return nil
 	}
-	own, err := os.Stat("/proc/thread-self/ns/net")
+	own, err := netns.Self()
 	if err != nil {
 		return fmt.Errorf("looking at the plugin's own network namespace: %w", err)
 	}
-	if os.SameFile(task, own) {
+	if task == own {
 		return types.NewError(types.ErrInvalidNetNS,
 			fmt.Sprintf("CNI_NETNS is %q, which is the plugin's own network namespace: expected the task's", r.Netns), "")
 	}

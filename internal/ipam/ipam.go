@@ -14,12 +14,12 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
-	"golang.org/x/sys/unix"
 
 	"taskmeta/internal/bindingdb"
 	"taskmeta/internal/bootclock"
 	"taskmeta/internal/cniedge"
 	"taskmeta/internal/ecs"
+	"taskmeta/internal/netns"
 )
 
 const help = `ecs-ipam is a CNI plugin: it gives a task an address and records whose it is.
@@ -86,7 +86,8 @@ func identify(r *cniedge.Request, conf *config) (ecs.Binding, error) {
 	if label := conf.labels[ecs.LabelTaskARN]; label != "" {
 		arn = label
 	}
-	b := ecs.Binding{Attachment: r.Attachment, Netns: r.Netns, NetnsID: inode(r.Netns), ID: conf.id, TaskARN: arn, Labels: conf.labels, Hops: conf.hops()}
+	ns, _ := netns.Identify(r.Netns) // 0 if there is none at the path
+	b := ecs.Binding{Attachment: r.Attachment, Netns: r.Netns, NetnsID: ns.Ino, ID: conf.id, TaskARN: arn, Labels: conf.labels, Hops: conf.hops()}
 	prev, err := r.PrevResult()
 	if err != nil || prev == nil {
 		return b, err
@@ -97,15 +98,6 @@ func identify(r *cniedge.Request, conf *config) (ecs.Binding, error) {
 		}
 	}
 	return b, nil
-}
-
-// inode is that of a network namespace, 0 if there is none at the path.
-func inode(netns string) uint64 {
-	var st unix.Stat_t
-	if unix.Stat(netns, &st) != nil {
-		return 0
-	}
-	return st.Ino
 }
 
 // result is what ADD answers: an IPAM plugin has addresses and routes, but no interfaces.
