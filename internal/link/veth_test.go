@@ -1,0 +1,177 @@
+package link
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"taskmeta/internal/ecs"
+)
+
+func TestNamesFitAndDiffer(t *testing.T) {
+	t.Parallel()
+	seen := make(map[string]ecs.Attachment)
+	for _, a := range []ecs.Attachment{
+		attachment,
+		{Network: "ecs-task", Container: "c1", IfName: "eth1"},
+		{Network: "ecs-task", Container: "c2", IfName: "eth0"},
+		{Network: "other", Container: "c1", IfName: "eth0"},
+		{Network: "ecs-taskc1", Container: "", IfName: "eth0"},
+		{Network: strings.Repeat("n", 100), Container: strings.Repeat("c", 100), IfName: "fifteen-bytes-x"},
+	} {
+		name := HostName(a)
+		if len(name) != 15 {
+			t.Errorf("%s has %d bytes, want 15", name, len(name))
+		}
+		if other, ok := seen[name]; ok {
+			t.Errorf("%v and %v are both %s", a, other, name)
+		}
+		seen[name] = a
+	}
+}
+
+func TestAliasTellsTheAttachment(t *testing.T) {
+	t.Parallel()
+	const now = 40*time.Hour + 1
+	if a, since, guard, ok := parseAlias(alias(attachment, now, "source")); !ok || a != attachment || since != now || guard != "source" {
+		t.Errorf("got %v, %v, %s, %v", a, since, guard, ok)
+	}
+	for _, foreign := range []string{"", "uplink", "taskmeta", "taskmeta a b c not-a-time strict", "taskmeta a b c 1", "taskmeta a b c 1 strict f"} {
+		if _, _, _, ok := parseAlias(foreign); ok {
+			t.Errorf("%q is taken for ours", foreign)
+		}
+	}
+}
+
+func TestMakeVethLeavesNothingWhenItCannot(t *testing.T) {
+	t.Parallel()
+	onHost(t, func(h *Host) error {
+		b, err := h.EnsureBridge("br0", 1500)
+		if err != nil {
+			return err
+		}
+		before, err := links()
+		if err != nil {
+			return err
+		}
+		task := openTask(t)
+		lo := ecs.Attachment{Network: "ecs-task", Container: "c1", IfName: "lo"}
+		if _, err := h.MakeVeth(task, lo, b, 1500, time.Hour, "strict"); !errors.Is(err, ErrNameTaken) {
+			t.Errorf("a taken name: %v", err)
+		}
+		gone := Bridge{Name: "br1", Index: 4242}
+		if _, err := h.MakeVeth(task, attachment, gone, 1500, time.Hour, "strict"); err == nil {
+			t.Error("a bridge that is gone is no error")
+		}
+		long := ecs.Attachment{Network: "ecs-task", Container: strings.Repeat("c", 250), IfName: "eth0"}
+		if _, err := h.MakeVeth(task, long, b, 1500, time.Hour, "strict"); err == nil || !strings.Contains(err.Error(), "258 bytes") {
+			t.Errorf("names that are too long: %v", err)
+		}
+		after, err := links()
+		if after != before {
+			t.Errorf("left %q where %q was", after, before)
+		}
+		return err
+	})
+}
+
+func TestVethIsHeldAndRemoved(t *testing.T) {
+	t.Parallel()
+	onHost(t, func(h *Host) error {
+		b, err := h.EnsureBridge("br0", 1500)
+		if err != nil {
+			return err
+		}
+		task := openTask(t)
+		v, err := h.MakeVeth(task, attachment, b, 1500, time.Hour, "strict")
+		if err != nil {
+			return err
+		}
+		if _, err := h.MakeVeth(task, attachment, b, 1500, time.Hour, "strict"); !errors.Is(err, ecs.ErrHeld) {
+			t.Errorf("a second pair: %v", err)
+		}
+		if _, ok, err := h.Veth(attachment); err != nil || !ok {
+			t.Errorf("the first pair: %v, %v", ok, err)
+		}
+		for _, when := range []string{"is there", "is gone"} {
+			var seen string
+			err := h.DelVeth(v, func() (err error) {
+				seen, err = links()
+				return err
+			})
+			if err != nil || seen != "lo br0" {
+				t.Errorf("removed while it %s: %q was there, %v", when, seen, err)
+			}
+		}
+		if _, ok, err := h.Veth(attachment); ok || err != nil {
+			t.Errorf("after it was removed: %v, %v", ok, err)
+		}
+		return nil
+	})
+}
+
+// A DEL beside the ADD may remove the pair as soon as it is there.
+func TestVethThatIsRemovedMeanwhile(t *testing.T) {
+	t.Parallel()
+	var b Bridge
+	host := onHost(t, func(h *Host) (err error) {
+		b, err = h.EnsureBridge("br0", 1500)
+		return err
+	})
+	task, made, removed := openTask(t), make(chan struct{}), make(chan error, 1)
+	go func() {
+		removed <- host.Do(func() error {
+			h, err := OpenHost()
+			if err != nil {
+				return err
+			}
+			defer h.Close()
+			remove := linkStep(unix.RTM_DELLINK, 0, "removing", nl.NewIfInfomsg(unix.AF_UNSPEC), HostName(attachment))
+			remove.fine = unix.ENODEV
+			for {
+				select {
+				case <-made:
+					return nil
+				default:
+				}
+				if err := h.do(remove); err != nil {
+					return err
+				}
+			}
+		})
+	}()
+	in(t, host, func(h *Host) error {
+		for range 100 {
+			if v, err := h.MakeVeth(task, attachment, b, 1500, time.Hour, "strict"); err == nil && v.Name == "" {
+				t.Error("no error, and no veth")
+			}
+		}
+		return nil
+	})
+	close(made)
+	if err := <-removed; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestVethOfSomebodyElseIsNotOurs(t *testing.T) {
+	t.Parallel()
+	onHost(t, func(h *Host) error {
+		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: HostName(attachment)}, PeerName: "peer"}); err != nil {
+			return err
+		}
+		if _, ok, err := h.Veth(attachment); ok || err != nil {
+			t.Errorf("got %v, %v", ok, err)
+		}
+		all, err := h.Veths()
+		if len(all) != 0 {
+			t.Errorf("lists %v", all)
+		}
+		return err
+	})
+}
