@@ -42,6 +42,11 @@ type identity struct {
 	size     int64
 }
 
+func identify(info os.FileInfo) identity {
+	st := info.Sys().(*syscall.Stat_t)
+	return identity{dev: uint64(st.Dev), ino: st.Ino, size: st.Size}
+}
+
 // A state is what a bindings file was at one time. Two equal states have equal contents,
 // since every commit writes a new transaction ID to one of the metas.
 type state struct {
@@ -54,6 +59,34 @@ type state struct {
 // one, which may lack the last transaction.
 func (s *state) torn() bool { return !s.metas[0].valid() || !s.metas[1].valid() }
 
+// open opens the file at path, which must be the one whose state s is.
+func (s *state) open(path string) (*os.File, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && identify(info) != s.identity {
+		err = fmt.Errorf("%w: %s was replaced at this moment", ecs.ErrBusy, path)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// current reports whether the metas in the file are still those of s.
+func (s *state) current(f *os.File) bool {
+	var now [2]meta
+	for i := range now {
+		if _, err := f.ReadAt(now[i][:], int64(i)*s.pageSize+pageHeader); err != nil {
+			return false
+		}
+	}
+	return now == s.metas
+}
+
 // inspect reads the state of a bindings file and refuses, as [ecs.ErrDamaged], one that
 // bbolt must not map: it would take a file without content for a new one, and a process
 // that touches a mapping beyond the end of a file dies of SIGBUS.
@@ -62,11 +95,7 @@ func inspect(f *os.File) (state, error) {
 	if err != nil {
 		return state{}, err
 	}
-	st := info.Sys().(*syscall.Stat_t)
-	s := state{
-		identity: identity{dev: uint64(st.Dev), ino: st.Ino, size: info.Size()},
-		pageSize: int64(os.Getpagesize()),
-	}
+	s := state{identity: identify(info), pageSize: int64(os.Getpagesize())}
 	if s.size == 0 {
 		return state{}, damaged(f.Name(), "it is empty")
 	}

@@ -9,12 +9,9 @@ import (
 	"math"
 	"net/netip"
 	"os"
-	"runtime"
-	"runtime/debug"
 	"slices"
 	"sync/atomic"
 	"time"
-	"unsafe"
 
 	"go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
@@ -22,13 +19,12 @@ import (
 	"taskmeta/internal/ecs"
 )
 
-// A Reader answers from a snapshot of the bindings file, and makes sure each time that the
-// file has not changed since: a binding is seen as soon as [Store.Acquire] has returned,
-// and not any more once [Store.Release] has. It keeps nobody waiting, since it takes the
-// lock only to load, and only as a reader. It may be used by many goroutines at once.
+// A Reader answers from a snapshot of the bindings file, and checks each time that the file
+// has not changed since: a binding is visible once [Store.Acquire] returns and gone once
+// [Store.Release] does. It keeps nobody waiting: it takes the lock only to load, and only
+// as a reader. It may be used by many goroutines at once.
 type Reader struct {
 	path    string
-	cpath   *byte // path as the kernel wants it, so that a look at the file allocates nothing
 	opts    Options
 	turn    chan struct{} // holds one token while a load is going on
 	current atomic.Pointer[Snapshot]
@@ -41,11 +37,7 @@ func NewReader(path string, opts Options) (*Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	cpath, err := unix.BytePtrFromString(path)
-	if err != nil {
-		return nil, fmt.Errorf("the path of the bindings file %q: %w", path, err)
-	}
-	return &Reader{path: path, cpath: cpath, opts: opts, turn: make(chan struct{}, 1)}, nil
+	return &Reader{path: path, opts: opts, turn: make(chan struct{}, 1)}, nil
 }
 
 // Binding returns the binding of an address as of now. The pointer is the same for as long
@@ -75,8 +67,8 @@ func (r *Reader) Snapshot() (*Snapshot, error) {
 	return r.load()
 }
 
-// load returns a snapshot that was taken after load was called. Those who call it at the
-// same time share one: each looks again when its turn comes.
+// load returns a snapshot that was taken after load was called. Callers at the same time
+// share one: each checks again when its turn comes.
 func (r *Reader) load() (*Snapshot, error) {
 	timeout := time.NewTimer(r.opts.Wait)
 	defer timeout.Stop()
@@ -85,9 +77,13 @@ func (r *Reader) load() (*Snapshot, error) {
 	case <-timeout.C:
 		return nil, busy(lockPath(r.path))
 	}
-	if s := r.current.Load(); r.fresh(s) {
+	old := r.current.Load()
+	if r.fresh(old) {
 		<-r.turn
-		return s, nil
+		return old, nil
+	}
+	if old == nil {
+		old = &Snapshot{}
 	}
 	type outcome struct {
 		s   *Snapshot
@@ -96,10 +92,11 @@ func (r *Reader) load() (*Snapshot, error) {
 	// The wait for the lock can't be called off, so it keeps the turn and the caller leaves.
 	done := make(chan outcome, 1)
 	go func() {
-		s, err := r.read()
+		s, err := r.read(old)
 		if err == nil {
 			r.current.Store(s)
 			r.loads.Add(1)
+			old.file.Close() // whoever still reads from it gets an error, and loads in turn
 		}
 		<-r.turn
 		done <- outcome{s, err}
@@ -112,37 +109,24 @@ func (r *Reader) load() (*Snapshot, error) {
 	}
 }
 
-// fresh reports whether the file is what it was when s was taken. It costs one statx, and
-// allocates nothing.
+// fresh reports whether the file is what it was when s was taken: the path still names it
+// and no transaction has been committed since. It costs one stat and two reads of 64 bytes.
 func (r *Reader) fresh(s *Snapshot) bool {
 	if s == nil {
 		return false
 	}
-	now, err := r.identify()
-	if s.window == nil {
+	info, err := os.Stat(r.path)
+	if s.file == nil {
 		return errors.Is(err, fs.ErrNotExist)
 	}
-	return err == nil && now == s.state.identity && s.window.holds(&s.state)
-}
-
-// identify looks at what stands at the path now.
-func (r *Reader) identify() (identity, error) {
-	var st unix.Statx_t
-	const want = unix.STATX_INO | unix.STATX_SIZE
-	dir := unix.AT_FDCWD
-	_, _, errno := unix.Syscall6(unix.SYS_STATX, uintptr(dir), uintptr(unsafe.Pointer(r.cpath)),
-		0, want, uintptr(unsafe.Pointer(&st)), 0)
-	if errno != 0 {
-		return identity{}, errno
-	}
-	return identity{unix.Mkdev(st.Dev_major, st.Dev_minor), st.Ino, int64(st.Size)}, nil
+	return err == nil && identify(info) == s.state.identity && s.state.current(s.file)
 }
 
 // forever is how long a load waits for the lock; those who ask for it do not.
 const forever time.Duration = math.MaxInt64
 
 // read loads the file.
-func (r *Reader) read() (*Snapshot, error) {
+func (r *Reader) read(old *Snapshot) (*Snapshot, error) {
 	if _, err := os.Stat(r.path); errors.Is(err, fs.ErrNotExist) {
 		return &Snapshot{}, nil
 	}
@@ -155,12 +139,19 @@ func (r *Reader) read() (*Snapshot, error) {
 		return &Snapshot{}, nil // until the first writer of this boot comes
 	}
 
-	old := r.current.Load()
-	if old == nil {
-		old = &Snapshot{}
-	}
 	s := &Snapshot{}
-	err = guarded(r.path, func() error {
+	if err := r.readInto(s, old); err != nil {
+		return nil, fmt.Errorf("reading the bindings file: %w", err)
+	}
+	if s.file, err = s.state.open(r.path); err != nil {
+		return nil, fmt.Errorf("reading the bindings file: %w", err)
+	}
+	return s, nil
+}
+
+// readInto reads the file's state and bindings.
+func (r *Reader) readInto(s, old *Snapshot) error {
+	return guarded(r.path, func() error {
 		db, err := bbolt.Open(r.path, 0, &bbolt.Options{
 			ReadOnly:     true,
 			MmapFlags:    unix.MAP_POPULATE, // all of it is read
@@ -183,68 +174,12 @@ func (r *Reader) read() (*Snapshot, error) {
 		defer db.Close() // after a panic too
 		return db.View(func(tx *bbolt.Tx) error { return s.fill(tx, r.path, r.opts.BootID, old) })
 	})
-	if err != nil {
-		return nil, fmt.Errorf("reading the bindings file: %w", err)
-	}
-	if s.window, err = windowOn(r.path, s.state, old); err != nil {
-		return nil, fmt.Errorf("reading the bindings file: %w", err)
-	}
-	return s, nil
-}
-
-// A window is the start of a bindings file, with both metas, in memory: what a writer has
-// committed is in it, since the kernel has one copy of a page for all.
-type window struct {
-	mem      []byte
-	dev, ino uint64
-}
-
-// windowOn returns a window on the file of the state st: the one of the old snapshot if the
-// file is still the same.
-func windowOn(path string, st state, old *Snapshot) (*window, error) {
-	if w := old.window; w != nil && w.dev == st.dev && w.ino == st.ino && old.state.pageSize == st.pageSize {
-		return w, nil
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	found, err := inspect(f)
-	if err == nil && (found.dev != st.dev || found.ino != st.ino) {
-		err = fmt.Errorf("%w: %s was replaced at this moment", ecs.ErrBusy, path)
-	}
-	if err != nil {
-		return nil, err
-	}
-	mem, err := unix.Mmap(int(f.Fd()), 0, int(st.pageSize)+pageHeader+metaSize, unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
-	if err != nil {
-		return nil, fmt.Errorf("mapping the start of %s: %w", path, err)
-	}
-	w := &window{mem: mem, dev: st.dev, ino: st.ino}
-	// When nobody looks through it any more; Munmap fails only on what is not mapped.
-	runtime.AddCleanup(w, func(mem []byte) { _ = unix.Munmap(mem) }, mem)
-	return w, nil
-}
-
-// holds reports whether the metas are those of st. A page that a truncation took away at
-// this moment is none.
-func (w *window) holds(st *state) (same bool) {
-	defer runtime.KeepAlive(w)
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		if recover() != nil {
-			same = false
-		}
-	}()
-	second := st.pageSize + pageHeader
-	return meta(w.mem[pageHeader:pageHeader+metaSize]) == st.metas[0] && meta(w.mem[second:second+metaSize]) == st.metas[1]
 }
 
 // A Snapshot is the bindings of one moment. It does not change.
 type Snapshot struct {
-	window *window // nil if there was no file
-	state  state
+	state state
+	file  *os.File // open while the snapshot is the current one; nil if there was no file
 
 	byAddr map[netip.Addr]*ecs.Binding
 	byRaw  map[string]*entry // by what the file has for it
@@ -266,8 +201,8 @@ func (s *Snapshot) All() []*ecs.Binding {
 	return all
 }
 
-// fill reads all bindings, those of an earlier boot left out. What is as old has it is
-// taken from there.
+// fill reads all bindings, except those of an earlier boot. Bindings that have not changed
+// since the snapshot old keep their pointers.
 func (s *Snapshot) fill(tx *bbolt.Tx, path, boot string, old *Snapshot) error {
 	v, err := open(tx, path)
 	if err != nil && !errors.Is(err, errForeign) {

@@ -182,21 +182,21 @@ func TestReaderSeesDamageThatComesLater(t *testing.T) {
 	}
 }
 
-// A reader that is looking while the file is cut off under it does not die of that.
-func TestWindowOnPagesThatAreGone(t *testing.T) {
+// A reader that is checking while the file is cut off under it does not die of that.
+func TestMetasThatAreGone(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "bindings.db")
 	addr := mustAcquire(t, path, attachment(1), Want{Pool: mustPool(t, "10.0.0.0/24")}).Addrs[0].Addr()
 	r := newReader(t, path)
 	mustBinding(t, r, addr)
 	s := r.current.Load()
-	if !s.window.holds(&s.state) {
+	if !s.state.current(s.file) {
 		t.Error("an unchanged file is taken for a changed one")
 	}
 	if err := os.Truncate(path, 0); err != nil {
 		t.Fatal(err)
 	}
-	if s.window.holds(&s.state) {
+	if s.state.current(s.file) {
 		t.Error("pages that are gone are taken for unchanged ones")
 	}
 }
