@@ -2,9 +2,7 @@ package main
 
 import (
 	"encoding/json"
-	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -57,10 +55,9 @@ func TestCheckPassesTheBindingOn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ipam := exec.Command(filepath.Join(bin, "ecs-ipam"))
-	ipam.Env = h.command("DEL", "c1", task.Path(), "").Env
-	ipam.Stdin = strings.NewReader(conf())
-	if err := h.Run(ipam); err != nil {
+	ipam := h.call("DEL", "c1", task.Path(), conf())
+	ipam.Program = filepath.Join(bin, "ecs-ipam")
+	if _, err := ipam.Run(t.Context(), h.Namespace); err != nil {
 		t.Fatal(err)
 	}
 	h.refused(t, "CHECK", "c1", task.Path(), conf(`"prevResult": `+string(result)), cniedge.CodeMismatch, "no binding")

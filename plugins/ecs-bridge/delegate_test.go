@@ -86,7 +86,7 @@ func TestBuiltInAnswersTheSame(t *testing.T) {
 				for _, verb := range test.before {
 					h.must(t, verb, "c1", task.Path(), test.conf)
 				}
-				cmd := h.command(test.verb, "c1", task.Path(), test.conf)
+				cmd := h.call(test.verb, "c1", task.Path(), test.conf).Command(t.Context())
 				var out bytes.Buffer
 				cmd.Stdout = &out
 				answers[way] = fmt.Sprint(h.Run(cmd), out.String())

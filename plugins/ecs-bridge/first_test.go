@@ -38,7 +38,7 @@ func TestRouteComesWhenTheWayIsOpen(t *testing.T) {
 		}
 		added := make(chan error, 1)
 		go func() {
-			_, err := h.call("ADD", "c1", task.Path(), conf())
+			_, err := h.call("ADD", "c1", task.Path(), conf()).Run(t.Context(), h.Namespace)
 			added <- err
 		}()
 		awaitRoute(t, events)

@@ -79,7 +79,7 @@ func TestGCBesideAdd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	gc := h.command("GC", "", "", "")
+	gc := h.call("GC", "", "", "").Command(t.Context())
 	gc.Stdin = nil
 	stdin, err := gc.StdinPipe()
 	if err != nil {

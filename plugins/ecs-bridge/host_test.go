@@ -1,20 +1,14 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
-	"errors"
-	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/testscript"
@@ -61,45 +55,20 @@ func conf(keys ...string) string {
 	return `{` + strings.Join(append([]string{`"cniVersion": "1.1.0", "name": "ecs-task", "type": "ecs-bridge"`, `"ipam": {"type": "ecs-ipam"}`}, keys...), ", ") + `}`
 }
 
-// command is one start of the plugin. An empty netns is none.
-func (h *host) command(verb, container, netns, conf string) *exec.Cmd {
-	cmd := exec.Command(filepath.Join(bin, "ecs-bridge"))
-	cmd.Stdin = strings.NewReader(conf)
-	cmd.Env = append(os.Environ(), "IPAM_DB_PATH="+h.db, "CNI_PATH="+h.path, "CNI_COMMAND="+verb,
-		"CNI_CONTAINERID="+container, "CNI_IFNAME=eth0", "CNI_NETNS="+netns)
-	return cmd
-}
-
-// call starts the plugin and returns its answer; a failure is the *types.Error that stood
-// on standard output.
-func (h *host) call(verb, container, netns, conf string) (*current.Result, error) {
-	return h.answer(h.command(verb, container, netns, conf))
-}
-
-func (h *host) answer(cmd *exec.Cmd) (*current.Result, error) {
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	err := h.Run(cmd)
-	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && exit.ExitCode() == 1 {
-		failure := &types.Error{}
-		if err := json.Unmarshal(stdout.Bytes(), failure); err != nil {
-			return nil, fmt.Errorf("not an error in JSON: %q, %w\n%s", stdout.Bytes(), err, stderr.Bytes())
-		}
-		return nil, failure
+// call is one call of the plugin. An empty netns is none.
+func (h *host) call(verb, container, netns, conf string) testnet.Call {
+	return testnet.Call{
+		Program: filepath.Join(bin, "ecs-bridge"), Path: h.path, Env: []string{"IPAM_DB_PATH=" + h.db},
+		Verb: verb, Container: container, Netns: netns, Conf: conf,
 	}
-	if err != nil || stdout.Len() == 0 {
-		return nil, err
-	}
-	result := &current.Result{}
-	return result, json.Unmarshal(stdout.Bytes(), result)
 }
 
 // must calls the plugin and ends the test if it fails.
 func (h *host) must(t testing.TB, verb, container, netns, conf string) *current.Result {
 	t.Helper()
-	result, err := h.call(verb, container, netns, conf)
+	result, err := h.call(verb, container, netns, conf).Run(t.Context(), h.Namespace)
 	if err != nil {
-		t.Fatalf("%s of %s: %v", verb, container, err)
+		t.Fatal(err)
 	}
 	return result
 }
@@ -107,15 +76,8 @@ func (h *host) must(t testing.TB, verb, container, netns, conf string) *current.
 // refused calls the plugin, which has to answer with an error of that code and text.
 func (h *host) refused(t testing.TB, verb, container, netns, conf string, code uint, text string) {
 	t.Helper()
-	_, err := h.call(verb, container, netns, conf)
-	var failure *types.Error
-	if !errors.As(err, &failure) {
-		t.Errorf("%s of %s: got %v, want code %d", verb, container, err, code)
-		return
-	}
-	if failure.Code != code || !strings.Contains(failure.Error(), text) {
-		t.Errorf("%s of %s: got code %d: %v\nwant code %d: %s", verb, container, failure.Code, failure, code, text)
-	}
+	_, err := h.call(verb, container, netns, conf).Run(t.Context(), h.Namespace)
+	testnet.Refused(t, err, code, text)
 }
 
 // things is all that an attachment could leave on a host.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -28,7 +27,7 @@ func TestManyAtOnce(t *testing.T) {
 	}
 	results := make([]*current.Result, n)
 	together(t, n, func(i int) (err error) {
-		results[i], err = h.call("ADD", fmt.Sprintf("c%d", i), tasks[i].Path(), conf())
+		results[i], err = h.call("ADD", fmt.Sprintf("c%d", i), tasks[i].Path(), conf()).Run(t.Context(), h.Namespace)
 		return err
 	})
 	seen := make(map[string]int)
@@ -43,7 +42,7 @@ func TestManyAtOnce(t *testing.T) {
 		reach(t, h, tasks[i])
 	}
 	together(t, n, func(i int) error {
-		_, err := h.call("DEL", fmt.Sprintf("c%d", i), tasks[i].Path(), conf())
+		_, err := h.call("DEL", fmt.Sprintf("c%d", i), tasks[i].Path(), conf()).Run(t.Context(), h.Namespace)
 		return err
 	})
 	h.left(t, before)
@@ -68,13 +67,14 @@ func TestTwoNetworksOfOneTask(t *testing.T) {
 	before := h.things(t)
 	second := `{"cniVersion": "1.1.0", "name": "second", "bridge": "second-bridge", "guard": "source",
 		"ipam": {"type": "ecs-ipam", "ipv4-subnet": "10.77.0.0/24", "ipv4-routes": [{"dst": "10.78.0.0/16"}]}}`
-	another := func(verb string) *exec.Cmd {
-		cmd := h.command(verb, "c1", task.Path(), second)
-		cmd.Env = append(cmd.Env, "CNI_IFNAME=eth1")
-		return cmd
+	another := func(verb string) error {
+		call := h.call(verb, "c1", task.Path(), second)
+		call.IfName = "eth1"
+		_, err := call.Run(t.Context(), h.Namespace)
+		return err
 	}
 	h.must(t, "ADD", "c1", task.Path(), conf())
-	if _, err := h.answer(another("ADD")); err != nil {
+	if err := another("ADD"); err != nil {
 		t.Fatal(err)
 	}
 	reach(t, h, task)
@@ -91,7 +91,7 @@ func TestTwoNetworksOfOneTask(t *testing.T) {
 	}
 	c.Close()
 	h.must(t, "DEL", "c1", task.Path(), conf())
-	if _, err := h.answer(another("DEL")); err != nil {
+	if err := another("DEL"); err != nil {
 		t.Fatal(err)
 	}
 	h.left(t, before)
@@ -133,17 +133,18 @@ func TestTwoInterfacesInOneNetwork(t *testing.T) {
 	t.Parallel()
 	h, task := newHost(t), testnet.T(t)
 	before := h.things(t)
-	second := func(verb string) *exec.Cmd {
-		cmd := h.command(verb, "c1", task.Path(), conf())
-		cmd.Env = append(cmd.Env, "CNI_IFNAME=eth1")
-		return cmd
+	second := func(verb string) error {
+		call := h.call(verb, "c1", task.Path(), conf())
+		call.IfName = "eth1"
+		_, err := call.Run(t.Context(), h.Namespace)
+		return err
 	}
 	h.must(t, "ADD", "c1", task.Path(), conf())
-	if _, err := h.answer(second("ADD")); err != nil {
+	if err := second("ADD"); err != nil {
 		t.Fatal(err)
 	}
 	reach(t, h, task)
-	if _, err := h.answer(second("DEL")); err != nil {
+	if err := second("DEL"); err != nil {
 		t.Fatal(err)
 	}
 	reach(t, h, task)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"strings"
 	"syscall"
 	"testing"
@@ -90,11 +89,8 @@ func TestStatusOfABridgeThatIsDown(t *testing.T) {
 func TestStatusNamesTheMissingCapability(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	cmd := h.command("STATUS", "", "", conf())
+	cmd := h.call("STATUS", "", "", conf()).Command(t.Context())
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
-	_, err := h.answer(cmd)
-	var failure *types.Error
-	if !errors.As(err, &failure) || failure.Code != types.ErrPluginNotAvailable || !strings.Contains(failure.Error(), "CAP_NET_ADMIN is missing") {
-		t.Errorf("got %v", err)
-	}
+	_, err := testnet.Answer(h.Namespace, cmd)
+	testnet.Refused(t, err, types.ErrPluginNotAvailable, "CAP_NET_ADMIN is missing")
 }

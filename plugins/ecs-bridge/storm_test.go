@@ -41,7 +41,7 @@ func TestKilledAtAnyInstant(t *testing.T) {
 					if verb == "DEL" {
 						h.must(t, "ADD", container, task.Path(), conf())
 					}
-					cmd := h.command(verb, container, task.Path(), conf())
+					cmd := h.call(verb, container, task.Path(), conf()).Command(t.Context())
 					cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 					kill(t, h, cmd, rand.N(typical*3/2), whom == "the plugin alone")
 					h.must(t, "DEL", container, task.Path(), conf())

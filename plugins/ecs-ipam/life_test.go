@@ -21,6 +21,7 @@ import (
 	"taskmeta/internal/bindingdb"
 	"taskmeta/internal/bootclock"
 	"taskmeta/internal/cniedge"
+	"taskmeta/internal/dev/testnet"
 	"taskmeta/internal/ecs"
 )
 
@@ -28,10 +29,7 @@ import (
 func (h host) refused(t testing.TB, verb, container, conf string, code uint, text string) {
 	t.Helper()
 	_, err := h.call(verb, container, conf)
-	var failure *types.Error
-	if !errors.As(err, &failure) || failure.Code != code || !strings.Contains(failure.Error(), text) {
-		t.Errorf("%s of %s: got %v\nwant code %d: %s", verb, container, err, code, text)
-	}
+	testnet.Refused(t, err, code, text)
 }
 
 // fill binds that many attachments as ADDs would, in one process.
@@ -110,7 +108,7 @@ func TestFileInUse(t *testing.T) {
 		cmd := h.command(verb, "c1", strings.TrimSuffix(plainConf, "}")+`, "cni.dev/valid-attachments": [],
 			"prevResult": {"cniVersion": "1.1.0", "ips": [{"address": "169.254.172.2/22"}]}}`)
 		cmd.Env = append(cmd.Env, "IPAM_DB_CONNECTION_TIMEOUT=20ms")
-		_, err := answer(cmd)
+		_, err := testnet.Answer(nil, cmd)
 		var failure *types.Error
 		if !errors.As(err, &failure) || failure.Code != types.ErrTryAgainLater || !strings.Contains(failure.Details, fmt.Sprintf("process %d)", os.Getpid())) {
 			t.Errorf("%s: %v", verb, err)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -60,35 +61,15 @@ func newHost(t testing.TB) host {
 
 // command is one start of the plugin.
 func (h host) command(verb, container, conf string) *exec.Cmd {
-	cmd := exec.Command(filepath.Join(bin, "ecs-ipam"))
-	cmd.Stdin = strings.NewReader(conf)
-	cmd.Env = append(os.Environ(), "IPAM_DB_PATH="+h.db, "CNI_COMMAND="+verb, "CNI_CONTAINERID="+container,
-		"CNI_IFNAME=eth0", "CNI_NETNS=/run/netns/"+container, "CNI_PATH=/opt/cni/bin")
-	return cmd
+	return testnet.Call{
+		Program: filepath.Join(bin, "ecs-ipam"), Path: "/opt/cni/bin", Env: []string{"IPAM_DB_PATH=" + h.db},
+		Verb: verb, Container: container, Netns: "/run/netns/" + container, Conf: conf,
+	}.Command(context.Background())
 }
 
-// call starts the plugin and returns what it answers; a failure is the *types.Error that
-// stood on standard output.
+// call starts the plugin and returns what it answers, see [testnet.Answer].
 func (h host) call(verb, container, conf string) (*current.Result, error) {
-	return answer(h.command(verb, container, conf))
-}
-
-func answer(cmd *exec.Cmd) (*current.Result, error) {
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && exit.ExitCode() == 1 {
-		failure := &types.Error{}
-		if err := json.Unmarshal(out, failure); err != nil {
-			return nil, fmt.Errorf("not an error in JSON: %q, %w", out, err)
-		}
-		return nil, failure
-	}
-	if err != nil || len(out) == 0 {
-		return nil, err
-	}
-	result := &current.Result{}
-	return result, json.Unmarshal(out, result)
+	return testnet.Answer(nil, h.command(verb, container, conf))
 }
 
 // bindings are those that the resolver would see, after a check of the file's pages.
@@ -199,7 +180,7 @@ func TestIdentityOfTheTask(t *testing.T) {
 			}
 			cmd := h.command("ADD", "c1", test.conf)
 			cmd.Env = append(cmd.Env, "CNI_ARGS="+test.args, "CNI_NETNS="+netns.Path())
-			if _, err := answer(cmd); err != nil {
+			if _, err := testnet.Answer(nil, cmd); err != nil {
 				t.Fatal(err)
 			}
 			got := *h.bindings(t)[0]
