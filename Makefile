@@ -76,6 +76,13 @@ deb: man ## Build the Debian package dist/*.deb.
 	DIST=$(DIST) VERSION=$(PACKAGE_VERSION) ARCH=$$(go env GOARCH) \
 	  $(NFPM) package --config internal/packaging/nfpm.yaml --packager deb --target $(DIST)/
 
-image: build ## Build the container image dist/ecs-resolver.tar (docker load).
+# A tag has no +. The classic builder is in each Docker daemon, others are not; DOCKER_BUILDKIT=1 is for another GOARCH
+# than the daemon's, which Debian 12's classic builder cannot build for.
+IMAGE = taskmeta:$(subst +,-,$(PACKAGE_VERSION))
+export DOCKER_BUILDKIT ?= 0
+
+image: build ## Build the container image, in the Docker daemon and as dist/ecs-resolver.tar (docker load).
 	mkdir -p $(DIST)
-	go run ./internal/packaging/image -version $(PACKAGE_VERSION) $(DIST)/ecs-resolver.tar
+	docker build --quiet --platform linux/$$(go env GOARCH) --build-arg VERSION=$(PACKAGE_VERSION) \
+	  --tag $(IMAGE) --file internal/packaging/Dockerfile bin
+	docker save --output $(DIST)/ecs-resolver.tar $(IMAGE)

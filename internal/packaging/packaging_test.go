@@ -25,11 +25,11 @@ import (
 
 const arn = "arn:aws:ecs:us-west-2:123456789012:task/default/web"
 
-// dist is where TestMain had the package and the image built.
+// dist is where the package was built.
 var dist string
 
 func TestMain(m *testing.M) {
-	// Go parses the test's flags in m.Run; the packages are built by the first to ask.
+	// Go parses the test's flags in m.Run; the package is built by the first to ask.
 	code := m.Run()
 	if dist != "" {
 		if err := os.RemoveAll(dist); err != nil {
@@ -40,30 +40,41 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// built runs make once for all tests.
+// built builds the package once for all tests.
 var built = sync.OnceValue(func() error {
 	var err error
 	if dist, err = os.MkdirTemp("", "taskmeta-dist-"); err != nil {
 		return err
 	}
-	// A make that runs this test must not hand its own flags on.
-	cmd := exec.Command("env", "-u", "MAKEFLAGS", "-u", "MAKELEVEL", "make", "-C", "../..", "deb", "image", "DIST="+dist)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("make deb image: %w: %s", err, out)
-	}
-	return nil
+	return makes("deb", "DIST="+dist)
 })
 
-// artefact returns the one file that was built of that pattern.
-func artefact(t *testing.T, pattern string) string {
+// makes runs make in the checkout. A make that runs this test must not hand its own flags
+// on.
+func makes(words ...string) error {
+	cmd := exec.Command("env", append([]string{"-u", "MAKEFLAGS", "-u", "MAKELEVEL", "make", "-C", "../.."}, words...)...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("make %s: %w: %s", strings.Join(words, " "), err, out)
+	}
+	return nil
+}
+
+// debian returns the package that was built.
+func debian(t *testing.T) string {
 	t.Helper()
 	if testing.Short() {
-		t.Skip("builds the packages")
+		t.Skip("builds the package")
 	}
 	if err := built(); err != nil {
 		t.Fatal(err)
 	}
-	found, err := filepath.Glob(filepath.Join(dist, pattern))
+	return only(t, dist, "*.deb")
+}
+
+// only returns the one file of that pattern in a directory.
+func only(t *testing.T, dir, pattern string) string {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(dir, pattern))
 	if err != nil || len(found) != 1 {
 		t.Fatalf("make left %v of %s, want one file (%v)", found, pattern, err)
 	}
@@ -71,7 +82,7 @@ func artefact(t *testing.T, pattern string) string {
 }
 
 func TestPackageHoldsWhatItShould(t *testing.T) {
-	deb := artefact(t, "*.deb")
+	deb := debian(t)
 	archive, err := exec.Command("dpkg-deb", "--fsys-tarfile", deb).Output()
 	if err != nil {
 		t.Fatal(err)
@@ -144,7 +155,7 @@ func lint(t *testing.T, name string, page io.Reader) {
 // The whole life of the package on a machine: installed, used, restarted, removed without
 // a trace.
 func TestPackageOnAMachine(t *testing.T) {
-	deb := artefact(t, "*.deb")
+	deb := debian(t)
 	m := newMachine(t)
 	m.put(t, deb, "/srv/taskmeta.deb", 0o644)
 	before := m.traces(t)
@@ -232,7 +243,7 @@ func (m *machine) awaitTask(t *testing.T) {
 
 // The socket is open before the service is, whoever opened it.
 func TestSocketActivation(t *testing.T) {
-	deb := artefact(t, "*.deb")
+	deb := debian(t)
 	root := t.TempDir()
 	if out, err := exec.Command("dpkg-deb", "--extract", deb, root).CombinedOutput(); err != nil {
 		t.Fatalf("dpkg-deb --extract: %v: %s", err, out)
