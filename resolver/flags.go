@@ -40,32 +40,32 @@ type flags struct {
 	cniPath string
 }
 
-// The usage of a flag is the word for its value and, short enough for a line of the help,
-// what it is.
+// The usage of a flag is short enough for a line of the help, with the word for its value
+// between backquotes.
 
 // dataFlags say what is worked on.
 func (f *flags) dataFlags(set *pflag.FlagSet) {
-	set.StringVar(&f.db, "db", defaultDB(), "`FILE` the bindings file")
-	set.StringVar(&f.dockerHost, "docker-host", "", "`URL` the daemon (DOCKER_HOST, else its usual socket)")
+	set.StringVar(&f.db, "db", defaultDB(), "bindings `FILE`")
+	set.StringVar(&f.dockerHost, "docker-host", "", "daemon's `URL` (default DOCKER_HOST or its socket)")
 }
 
 // bridgeFlag says which bridge the tasks are on.
 func (f *flags) bridgeFlag(set *pflag.FlagSet) {
-	set.StringVar(&f.bridge, "bridge", defaultBridge, "`NAME` the tasks' bridge; none: none is made")
+	set.StringVar(&f.bridge, "bridge", defaultBridge, "tasks' bridge `NAME`, or none")
 }
 
 // endpointFlags say where tasks and operators ask.
 func (f *flags) endpointFlags(set *pflag.FlagSet) {
-	set.StringVar(&f.guard, "guard", string(guard.Strict), "`MODE` what tasks reach: strict, source, off")
-	set.StringArrayVar(&f.listen, "listen", nil, "`ADDR:PORT` where tasks ask, or fd:N (169.254.170.2:80)")
-	set.StringVar(&f.admin, "admin", defaultAdmin, "`ADDR:PORT` status page, or unix:PATH")
+	set.StringVar(&f.guard, "guard", string(guard.Strict), "guard `MODE`: strict, source, off")
+	set.StringArrayVar(&f.listen, "listen", nil, "tasks' `ADDR:PORT` or fd:N (default 169.254.170.2:80)")
+	set.StringVar(&f.admin, "admin", defaultAdmin, "page at `ADDR|unix:PATH`")
 }
 
 // pluginFlags say which plugins are run, and with which configuration.
 func (f *flags) pluginFlags(set *pflag.FlagSet) {
-	set.StringVar(&f.network, "network", "", "`NAME` network for the attached (one that is built in)")
-	set.StringVar(&f.netDir, "net-dir", "/etc/cni/net.d", "`FOLDER` where --network is configured")
-	set.StringVar(&f.cniPath, "cni-path", defaultPluginPath(), "`FOLDERS` with the plugins (its own:/opt/cni/bin:...)")
+	set.StringVar(&f.network, "network", "", "network `NAME` for the attached (default built in)")
+	set.StringVar(&f.netDir, "net-dir", "/etc/cni/net.d", "`FOLDER` of the --network")
+	set.StringVar(&f.cniPath, "cni-path", defaultPluginPath(), "plugin `FOLDERS` (default its own:/opt/cni/bin:...)")
 	set.Lookup("cni-path").DefValue = "" // too long to be shown
 }
 

@@ -1,93 +1,55 @@
 package main
 
 import (
-	"fmt"
 	"strings"
+	"text/template"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
 
-// A screen is what help has to fit: that of a terminal as it opens.
+// What --help prints of a command: all of it on one screen, with a line for each flag. The
+// manual pages have more room. The program's own flags are those of serve.
 const (
-	screenLines   = 24
-	screenColumns = 80
+	helpTemplate = `{{or .Long (print .Short ".")}}
+
+{{.UsageString}}`
+
+	usageTemplate = `Usage:    {{.UseLine}}
+{{if .HasExample}}Example:{{examples .}}
+{{end}}{{if .HasAvailableSubCommands}}Commands:
+{{range .Commands}}{{if .IsAvailableCommand}}  {{rpad .Name .NamePadding}} {{.Short}}
+{{end}}{{end}}{{end}}{{if .HasParent}}{{flags .}}{{end}}`
 )
 
-// helpText is what --help prints of a command: all of it on one screen, with a line for
-// each flag. The manual pages have more room.
-func helpText(cmd *cobra.Command) string {
-	var b strings.Builder
-	about := cmd.Long
-	if about == "" {
-		about = cmd.Short + "."
-	}
-	fmt.Fprintf(&b, "%s\n\nUsage:    %s\n", about, usageLine(cmd))
-	if cmd.Example != "" {
-		fmt.Fprintf(&b, "Example:  %s\n", strings.ReplaceAll(strings.TrimSpace(cmd.Example), "\n  ", "\n          "))
-	}
-	if cmd.HasAvailableSubCommands() {
-		b.WriteString("Commands:\n")
-		for _, c := range cmd.Commands() {
-			if c.IsAvailableCommand() {
-				fmt.Fprintf(&b, "  %-12s%s\n", c.Name(), c.Short)
-			}
-		}
-	}
-	if cmd.HasParent() && cmd.HasAvailableFlags() { // the program's own flags are those of serve
-		b.WriteString(flagLines(cmd))
-	}
-	return b.String()
+func init() {
+	cobra.AddTemplateFuncs(template.FuncMap{"examples": examples, "flags": flagLines})
 }
 
-func usageLine(cmd *cobra.Command) string {
-	if cmd.HasParent() {
-		return cmd.UseLine()
-	}
-	return cmd.Name() + " [COMMAND] [flags]"
+// examples are a command's, each below the other.
+func examples(cmd *cobra.Command) string {
+	return strings.ReplaceAll(cmd.Example, "\n", "\n        ")
 }
 
-// flagLines is a line for each flag: its name, what it takes, what it means, its default.
+// flagLines are pflag's lines, without the room that they leave for names of one letter: only
+// --help has one, and is left out.
 func flagLines(cmd *cobra.Command) string {
-	var names, texts []string
-	width := 0
-	add := func(f *pflag.Flag) {
-		if f.Hidden || f.Name == "help" {
-			return
+	var all pflag.FlagSet
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		if f.Name != "help" {
+			all.AddFlag(f)
 		}
-		value, text := usageOf(f)
-		name := strings.TrimSpace("--" + f.Name + " " + value)
-		switch f.DefValue {
-		case "", "[]", "false":
-		default:
-			text += " (" + strings.Trim(f.DefValue, "[]") + ")"
-		}
-		names, texts = append(names, name), append(texts, text)
-		width = max(width, len(name))
+	})
+	if !all.HasAvailableFlags() {
+		return ""
 	}
-	cmd.LocalFlags().VisitAll(add)
-	cmd.InheritedFlags().VisitAll(add)
-	var b strings.Builder
-	if len(names) > 0 {
-		b.WriteString("Flags:\n")
-	}
-	for i, name := range names {
-		fmt.Fprintf(&b, "  %-*s  %s\n", width, name, texts[i])
-	}
-	return b.String()
-}
-
-// usageOf splits a flag's usage into the word for its value and what it is.
-func usageOf(f *pflag.Flag) (value, text string) {
-	if rest, ok := strings.CutPrefix(f.Usage, "`"); ok {
-		value, text, _ = strings.Cut(rest, "` ")
-		return value, text
-	}
-	return "", f.Usage
+	return "Flags:" + strings.ReplaceAll("\n"+all.FlagUsages(), "\n      --", "\n  --")
 }
 
 // shortHelp gives the commands that cobra adds an example, and words that fit a screen.
 func shortHelp(root *cobra.Command) {
+	root.SetHelpTemplate(helpTemplate)
+	root.SetUsageTemplate(usageTemplate)
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()
 	for _, c := range root.Commands() {
@@ -104,14 +66,6 @@ func shortHelp(root *cobra.Command) {
 			}
 		}
 	}
-	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) {
-		cmd.InitDefaultHelpFlag()
-		fmt.Fprint(cmd.OutOrStdout(), helpText(cmd))
-	})
-	root.SetUsageFunc(func(cmd *cobra.Command) error {
-		_, err := fmt.Fprint(cmd.OutOrStderr(), helpText(cmd))
-		return err
-	})
 }
 
 var completionExample = map[string]string{

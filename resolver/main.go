@@ -74,7 +74,7 @@ func advised(err error) error {
 func command() *cobra.Command {
 	serve := serveCommand()
 	root := &cobra.Command{
-		Use:   "ecs-resolver",
+		Use:   "ecs-resolver [COMMAND]",
 		Short: "Answer the containers of a task at http://169.254.170.2/v2/metadata",
 		Long: `ecs-resolver answers the containers of a task that ask who they are, at
 http://169.254.170.2/v2/metadata. Without a command it serves.

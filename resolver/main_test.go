@@ -22,8 +22,12 @@ func runs(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	return code, out.String(), complaint.String()
 }
 
-// A screen is a terminal as it opens: 24 lines of 80 columns, the last of them for the
-// next command.
+// A screen is a terminal as it opens, its last line for the next command.
+const (
+	screenLines   = 24
+	screenColumns = 80
+)
+
 func TestHelpFitsAScreen(t *testing.T) {
 	t.Setenv("IPAM_DB_PATH", "")
 	var visit func(*cobra.Command)

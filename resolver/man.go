@@ -20,7 +20,6 @@ func manCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			root := cmd.Root()
 			root.DisableAutoGenTag = true
-			plainUsage(root)
 			root.Flags().VisitAll(func(f *pflag.Flag) { // those of serve
 				if text, ok := manual[f.Name]; ok {
 					f.Usage = text
@@ -55,14 +54,4 @@ var manual = map[string]string{
 	"network":           "The name of the CNI network by which containers are attached, which no other runtime may use; by default one that is built in.",
 	"rate":              "How many requests per second a task may make; 0 for any number.",
 	"witness":           "require: a connection must have its other end in the task's network namespace. off: the address is enough.",
-}
-
-// plainUsage takes the words for values out of the flags' usage, which the manual pages
-// have no place for.
-func plainUsage(cmd *cobra.Command) {
-	cmd.Flags().VisitAll(func(f *pflag.Flag) { _, f.Usage = usageOf(f) })
-	cmd.PersistentFlags().VisitAll(func(f *pflag.Flag) { _, f.Usage = usageOf(f) })
-	for _, c := range cmd.Commands() {
-		plainUsage(c)
-	}
 }

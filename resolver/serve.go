@@ -56,16 +56,17 @@ func serveCommand() *cobra.Command {
 	s.bridgeFlag(f)
 	s.endpointFlags(f)
 	s.pluginFlags(f)
-	f.Float64Var(&s.rate, "rate", 40, "`N` requests a second of a task, 0: any number")
+	f.Float64Var(&s.rate, "rate", 40, "`N` requests a second of a task, 0: any")
 	f.IntVar(&s.burst, "burst", 60, "`N` requests of a task at once")
-	f.StringSliceVar(&s.allowHosts, "allow-host", nil, "`NAME` a further Host header; may be repeated")
-	f.StringVar(&s.zone, "availability-zone", "", "`NAME` AvailabilityZone in the answers")
-	f.StringToStringVar(&s.instanceTags, "instance-tag", nil, "`KEY=VALUE` ContainerInstanceTags; may be repeated")
+	f.StringSliceVar(&s.allowHosts, "allow-host", nil, "further `NAME` in the Host header; may be repeated")
+	f.StringVar(&s.zone, "availability-zone", "", "AvailabilityZone `NAME` in the answers")
+	f.StringToStringVar(&s.instanceTags, "instance-tag", nil, "ContainerInstanceTags `KEY=VALUE`; may be repeated")
+	f.Lookup("instance-tag").DefValue = ""
 	f.BoolVar(&s.autoAttach, "auto-attach", false, "attach each container that has a task's label")
-	f.StringVar(&s.witness, "witness", witnessRequired, "`MODE` look for the client's socket: require, off")
-	f.TextVar(&s.logLevel, "log-level", slog.LevelInfo, "`LEVEL` debug, info, warn, error")
+	f.StringVar(&s.witness, "witness", witnessRequired, "witness `MODE`: require or off")
+	f.TextVar(&s.logLevel, "log-level", slog.LevelInfo, "`LEVEL`: debug, info, warn, error")
 	f.Lookup("log-level").DefValue = "info"
-	f.StringVar(&s.logFormat, "log-format", "auto", "`FORMAT` text, json, auto: text on a terminal")
+	f.StringVar(&s.logFormat, "log-format", "auto", "`FORMAT`: text, json or auto")
 	return cmd
 }
 
