@@ -58,21 +58,21 @@ clean: ## Remove what was built.
 DIST ?= dist
 PACKAGE_VERSION := $(shell git describe --tags --match 'v[0-9]*' 2>/dev/null | sed 's/^v//; s/-/+/g' | grep . || echo 0.0.0+$$(git rev-list --count HEAD 2>/dev/null || echo unknown))
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+# What runs here, whatever machine GOOS and GOARCH are to build for.
+GO_RUN = CGO_ENABLED=0 GOOS=$$(go env GOHOSTOS) GOARCH=$$(go env GOHOSTARCH) go run
 # The last version whose modules the Go module proxy has: v2.46 and later need one that it lacks.
-NFPM = go run github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.0
+NFPM = $(GO_RUN) github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.0
 
 .PHONY: deb image man
 
-man: build
+man:
 	rm -rf $(DIST)/man
 	mkdir -p $(DIST)/man
-	bin/ecs-resolver man $(DIST)/man
-	rm $(DIST)/man/ecs-resolver-completion*
-	bin/ecs-resolver completion bash >$(DIST)/ecs-resolver.bash
+	$(GO_RUN) -tags man -ldflags "$(LDFLAGS)" ./resolver $(DIST)/man
 	cp internal/packaging/man/*.8 $(DIST)/man
 	gzip -9n $(DIST)/man/*.8
 
-deb: man ## Build the Debian package dist/*.deb.
+deb: build man ## Build the Debian package dist/*.deb.
 	DIST=$(DIST) VERSION=$(PACKAGE_VERSION) ARCH=$$(go env GOARCH) \
 	  $(NFPM) package --config internal/packaging/nfpm.yaml --packager deb --target $(DIST)/
 

@@ -1,3 +1,5 @@
+//go:build !man
+
 // Ecs-resolver answers the containers of a task that ask http://169.254.170.2/v2/metadata
 // who they are: it finds the task by the address that asks, and the rest by Docker.
 package main

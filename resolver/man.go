@@ -1,37 +1,48 @@
+//go:build man
+
+// With the build tag man the program is one that writes what the Debian package has of the
+// commands: their manual pages, and the completion for bash. So the service itself links
+// no renderer of Markdown.
 package main
 
 import (
-	"fmt"
+	"log"
+	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/cobra/doc"
 	"github.com/spf13/pflag"
 )
 
-// manCommand is for who makes packages: it writes the manual pages that the commands'
-// own help amounts to. Their date is SOURCE_DATE_EPOCH, or now.
-func manCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:     "man DIRECTORY",
-		Short:   "Write the manual pages into a directory",
-		Example: "  ecs-resolver man /usr/local/share/man/man8",
-		Args:    usage(one("DIRECTORY")),
-		Hidden:  true,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			root := cmd.Root()
-			root.DisableAutoGenTag = true
-			root.Flags().VisitAll(func(f *pflag.Flag) { // those of serve
-				if text, ok := manual[f.Name]; ok {
-					f.Usage = text
-				}
-			})
-			header := &doc.GenManHeader{Section: "8", Source: "taskmeta " + version, Manual: "System Manager's Manual"}
-			if err := doc.GenManTree(root, header, args[0]); err != nil {
-				return fmt.Errorf("writing manual pages to %s: %w", args[0], err)
-			}
-			return nil
-		},
+func main() {
+	log.SetFlags(0)
+	if len(os.Args) != 2 {
+		log.Fatal("usage: go run -tags man ./resolver DIRECTORY")
 	}
+	if err := write(command(), os.Args[1]); err != nil {
+		log.Fatal("man: ", err)
+	}
+}
+
+// write writes the files into a directory. Their date is SOURCE_DATE_EPOCH, or now.
+func write(root *cobra.Command, dir string) error {
+	if err := root.GenBashCompletionFileV2(filepath.Join(dir, "ecs-resolver.bash"), true); err != nil {
+		return err
+	}
+	root.DisableAutoGenTag = true
+	root.Flags().VisitAll(func(f *pflag.Flag) { // those of serve
+		f.Usage = manual[f.Name]
+		if f.Usage == "" {
+			log.Fatalf("man: the manual page of serve has nothing on --%s", f.Name)
+		}
+	})
+	for _, c := range root.Commands() {
+		if c.Name() == "completion" {
+			c.Hidden = true // what it does is installed
+		}
+	}
+	return doc.GenManTree(root, &doc.GenManHeader{Section: "8", Source: "taskmeta " + version, Manual: "System Manager's Manual"}, dir)
 }
 
 // manual is what the manual page of serve says of its flags, where the help has no room.
