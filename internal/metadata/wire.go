@@ -2,14 +2,19 @@ package metadata
 
 import (
 	"net"
-	"sync"
 )
 
 // writeBuffer is how much net/http gathers of an answer before it writes.
 const writeBuffer = 4 << 10
 
-// Listener makes the connections of a TCP listener such that a long answer is written in
-// one piece, where net/http alone writes what fills its buffer and then the rest.
+// Listener makes the connections of a TCP listener such that a long answer is one write,
+// where net/http makes two: one when its buffer is full, and one for the rest.
+//
+// A write to a task takes the kernel some 10 µs, because it carries the packets through the
+// bridge to the receiving socket. Without this, the answer for a task of ten containers
+// (9 KB) takes a quarter more processor time, and the resolver serves 0.75 to 0.8 times the
+// requests of bare net/http, with it 0.9 to 1.0 times (go run
+// ./internal/dev/bench/resolver -only load, "16 kept").
 func Listener(l net.Listener) net.Listener { return listener{l} }
 
 type listener struct{ net.Listener }
@@ -22,47 +27,36 @@ func (l listener) Accept() (net.Conn, error) {
 	return c, err
 }
 
-// A wire is a connection whose handler says when more than one write is to come. It is
-// written to by one goroutine at a time.
+// A wire is a connection whose handler announces an answer that takes more than one write.
+// One goroutine at a time writes to it.
 type wire struct {
 	*net.TCPConn
-	more bool    // after the next write comes another
-	kept *buffer // nil if nothing is
+	more bool   // another write follows the next one
+	kept []byte // the first write of an answer whose second has not come yet; used again
 }
 
-// A buffer is the first part of an answer.
-type buffer struct {
-	bytes [writeBuffer]byte
-	used  int
-}
-
-var buffers = sync.Pool{New: func() any { return new(buffer) }}
-
-// expect tells that an answer with a body of that length comes next. One that does not fit
-// into net/http's buffer, for its header comes before it, is more than one write.
+// expect announces an answer with a body of that length. The header comes first, so a body
+// as long as net/http's buffer does not fit into it.
 func (w *wire) expect(body int) {
 	if w != nil {
 		w.more = body >= writeBuffer
 	}
 }
 
-// Write writes p, behind what it has kept, or keeps p if another write is to come.
+// Write keeps p if another write follows, and otherwise writes what it has kept and p.
 func (w *wire) Write(p []byte) (int, error) {
 	keep := w.more && len(p) <= writeBuffer
 	w.more = false
 	if keep {
-		w.kept = buffers.Get().(*buffer)
-		w.kept.used = copy(w.kept.bytes[:], p)
+		w.kept = append(w.kept, p...)
 		return len(p), nil
 	}
-	if w.kept == nil {
+	if len(w.kept) == 0 {
 		return w.TCPConn.Write(p)
 	}
-	both := net.Buffers{w.kept.bytes[:w.kept.used], p}
-	_, err := both.WriteTo(w.TCPConn)
-	buffers.Put(w.kept)
-	w.kept = nil
-	if err != nil {
+	both := net.Buffers{w.kept, p}
+	w.kept = w.kept[:0]
+	if _, err := both.WriteTo(w.TCPConn); err != nil {
 		return 0, err
 	}
 	return len(p), nil
