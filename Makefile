@@ -12,7 +12,7 @@ help: ## List the targets.
 
 build: ## Build the static programs bin/ecs-ipam, bin/ecs-bridge and bin/ecs-resolver.
 	$(GO_BUILD) "$(LDFLAGS)" -o bin/ecs-ipam ./plugins/ecs-ipam
-	$(GO_BUILD) "$(LDFLAGS) -X main.builtIn=$$(go tool buildid bin/ecs-ipam)" -o bin/ecs-bridge ./plugins/ecs-bridge
+	$(GO_BUILD) "$(LDFLAGS)" -o bin/ecs-bridge ./plugins/ecs-bridge
 	$(GO_BUILD) "$(LDFLAGS)" -o bin/ecs-resolver ./resolver
 
 demo: prerequisites build ## Show the main job on a host of its own (KEEP=1 leaves it up to explore).

@@ -173,33 +173,33 @@ func TestAddThatFailsLeavesNothing(t *testing.T) {
 		},
 		"the IPAM plugin refuses": {
 			spoil: func(t *testing.T, h *host, _ *testnet.Namespace) {
-				h.plugin(t, "ecs-ipam", `echo '{"code": 100, "msg": "the pool is full"}'; exit 1`)
+				h.plugin(t, "other-ipam", `echo '{"code": 100, "msg": "the pool is full"}'; exit 1`)
 			},
-			code: cniedge.CodePoolFull, want: "ADD of IPAM plugin ecs-ipam: the pool is full",
+			conf: otherIPAM(), code: cniedge.CodePoolFull, want: "ADD of IPAM plugin other-ipam: the pool is full",
 		},
 		"the IPAM plugin is killed when it has taken an address": {
 			spoil: func(t *testing.T, h *host, _ *testnet.Namespace) {
-				h.plugin(t, "ecs-ipam", bin+`/ecs-ipam >/dev/null; [ "$CNI_COMMAND" = DEL ] || kill -9 $$`)
+				h.plugin(t, "other-ipam", bin+`/ecs-ipam >/dev/null; [ "$CNI_COMMAND" = DEL ] || kill -9 $$`)
 			},
-			code: types.ErrInternal, want: "ADD of IPAM plugin ecs-ipam: it ended without an answer (signal: killed)",
+			conf: otherIPAM(), code: types.ErrInternal, want: "ADD of IPAM plugin other-ipam: it ended without an answer (signal: killed)",
 		},
 		"the IPAM plugin gives no address": {
 			spoil: func(t *testing.T, h *host, _ *testnet.Namespace) {
-				h.plugin(t, "ecs-ipam", `[ "$CNI_COMMAND" = DEL ] || echo '{"cniVersion": "1.1.0"}'`)
+				h.plugin(t, "other-ipam", `[ "$CNI_COMMAND" = DEL ] || echo '{"cniVersion": "1.1.0"}'`)
 			},
-			code: types.ErrInternal, want: "answer of IPAM plugin ecs-ipam: it has no address: expected one at least",
+			conf: otherIPAM(), code: types.ErrInternal, want: "answer of IPAM plugin other-ipam: it has no address: expected one at least",
 		},
 		"the IPAM plugin gives no gateway": {
 			spoil: func(t *testing.T, h *host, _ *testnet.Namespace) {
-				h.plugin(t, "ecs-ipam", `[ "$CNI_COMMAND" = DEL ] || echo '{"cniVersion": "1.1.0", "ips": [{"address": "10.9.0.2/24"}]}'`)
+				h.plugin(t, "other-ipam", `[ "$CNI_COMMAND" = DEL ] || echo '{"cniVersion": "1.1.0", "ips": [{"address": "10.9.0.2/24"}]}'`)
 			},
-			code: types.ErrInternal, want: "the address 10.9.0.2/24 has no gateway",
+			conf: otherIPAM(), code: types.ErrInternal, want: "the address 10.9.0.2/24 has no gateway",
 		},
 		"the IPAM plugin talks nonsense": {
 			spoil: func(t *testing.T, h *host, _ *testnet.Namespace) {
-				h.plugin(t, "ecs-ipam", bin+`/ecs-ipam >/dev/null; echo nonsense`)
+				h.plugin(t, "other-ipam", bin+`/ecs-ipam >/dev/null; echo nonsense`)
 			},
-			code: types.ErrInternal, want: "reading a result of CNI 1.1.0",
+			conf: otherIPAM(), code: types.ErrInternal, want: "reading a result of CNI 1.1.0",
 		},
 	}
 	for name, test := range tests {

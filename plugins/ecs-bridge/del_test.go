@@ -74,8 +74,8 @@ func TestDelReportsTheIPAMPluginsFailure(t *testing.T) {
 	t.Parallel()
 	h, task := newHost(t), testnet.T(t)
 	h.must(t, "ADD", "c1", task.Path(), conf())
-	h.plugin(t, "ecs-ipam", `echo '{"code": 11, "msg": "locked"}'; exit 1`)
-	h.refused(t, "DEL", "c1", task.Path(), conf(), types.ErrTryAgainLater, "DEL of IPAM plugin ecs-ipam: locked")
+	h.plugin(t, "other-ipam", `echo '{"code": 11, "msg": "locked"}'; exit 1`)
+	h.refused(t, "DEL", "c1", task.Path(), otherIPAM(), types.ErrTryAgainLater, "DEL of IPAM plugin other-ipam: locked")
 	if len(h.bindings(t)) != 1 {
 		t.Error("the binding is gone")
 	}
@@ -102,19 +102,20 @@ func TestDelBesideAdd(t *testing.T) {
 func TestDelWithoutTheIPAMPlugin(t *testing.T) {
 	t.Parallel()
 	h, task := newHost(t), testnet.T(t)
+	h.plugin(t, "other-ipam", started())
 	before := h.things(t)
-	h.must(t, "ADD", "c1", task.Path(), conf())
+	h.must(t, "ADD", "c1", task.Path(), otherIPAM())
 	installed := h.path
 	h.path = t.TempDir()
 	for range 2 {
-		h.refused(t, "DEL", "c1", task.Path(), conf(), types.ErrInvalidNetworkConfig, `ipam.type is "ecs-ipam": expected the name of a program in CNI_PATH`)
+		h.refused(t, "DEL", "c1", task.Path(), otherIPAM(), types.ErrInvalidNetworkConfig, `ipam.type is "other-ipam": expected the name of a program in CNI_PATH`)
 		if n := h.network(t); n.Ports != "" || strings.Contains(n.Chains, "in-ecsv") || n.Neighbours != "" {
 			t.Errorf("left: %+v", n)
 		}
 	}
-	h.refused(t, "GC", "", "", conf(`"cni.dev/valid-attachments": []`), types.ErrInvalidNetworkConfig, `ipam.type is "ecs-ipam"`)
+	h.refused(t, "GC", "", "", otherIPAM(`"cni.dev/valid-attachments": []`), types.ErrInvalidNetworkConfig, `ipam.type is "other-ipam"`)
 	h.path = installed
-	h.must(t, "DEL", "c1", task.Path(), conf())
+	h.must(t, "DEL", "c1", task.Path(), otherIPAM())
 	h.left(t, before)
 }
 

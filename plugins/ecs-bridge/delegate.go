@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,14 +23,20 @@ import (
 	"taskmeta/internal/ipam"
 )
 
-// A delegate is the IPAM plugin: what addresses come from.
+// A delegate is the IPAM plugin, which gives the addresses.
 type delegate struct {
-	name, path string
-	request    *cniedge.Request // ours: its configuration is passed on as it is
+	name    string
+	path    string           // of its program; "" for ecs-ipam, which is built in
+	request *cniedge.Request // ours: its configuration is passed on unchanged
 }
 
-// findIPAM looks for the plugin in the directories of CNI_PATH.
+// findIPAM looks for the plugin in the directories of CNI_PATH. It does not look for
+// ecs-ipam: starting a process takes longer than all else in a verb, so ecs-bridge has it
+// built in.
 func findIPAM(r *cniedge.Request, name string) (*delegate, error) {
+	if name == ipam.Name {
+		return &delegate{name: name, request: r}, nil
+	}
 	if !strings.ContainsRune(name, filepath.Separator) {
 		for _, dir := range filepath.SplitList(r.Path) {
 			path := filepath.Join(dir, name)
@@ -63,7 +68,7 @@ func (d *delegate) add(ctx context.Context) (grant, error) {
 // do serves a verb of the plugin; ADD alone has a result. An error that the plugin answered
 // with is a [types.Error], code and all; one that it has not is none.
 func (d *delegate) do(ctx context.Context, verb string) (result *current.Result, err error) {
-	if d.name == ipam.Name && isBuiltIn(d.path) {
+	if d.path == "" {
 		result, err = ipam.Plugin(version).Serve(ctx, verb, d.request)
 	} else {
 		result, err = d.run(ctx, verb)
@@ -72,24 +77,6 @@ func (d *delegate) do(ctx context.Context, verb string) (result *current.Result,
 		return nil, fmt.Errorf("%s of IPAM plugin %s: %w", verb, d.name, err)
 	}
 	return result, nil
-}
-
-// isBuiltIn reports whether the program at path is the ecs-ipam that was built beside this
-// one. What it would do can be done here then, without the start of a process, which takes
-// longer than all else in a verb. Its linker's hash of it stands in an ELF note at its head
-// (cmd/internal/buildid looks for it in as long a one).
-func isBuiltIn(path string) bool {
-	if builtIn == "" {
-		return false
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return false
-	}
-	defer f.Close()
-	head := make([]byte, 32<<10)
-	n, _ := io.ReadFull(f, head)
-	return bytes.Contains(head[:n], []byte(builtIn))
 }
 
 // run starts the plugin's program and waits for its end. Should this process be killed, so

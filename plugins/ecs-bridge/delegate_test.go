@@ -3,51 +3,42 @@ package main
 import (
 	"bytes"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"taskmeta/internal/dev/testnet"
 )
 
-// started is a script that is the ecs-ipam built beside ecs-bridge, under a head of its own.
+// started is a script that is ecs-ipam as a program, for another IPAM plugin's name.
 func started() string { return `exec ` + bin + `/ecs-ipam` }
 
-// The ecs-ipam that was built beside ecs-bridge is known by its head, and never started: the
-// head alone does.
+// ecs-ipam is built into ecs-bridge: a program of that name is not started, or even needed.
 func TestBuiltInIsNotStarted(t *testing.T) {
 	t.Parallel()
 	h, task := newHost(t), testnet.T(t)
-	whole, err := os.Open(filepath.Join(bin, "ecs-ipam"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer whole.Close()
-	h.path = t.TempDir()
-	head, err := os.OpenFile(filepath.Join(h.path, "ecs-ipam"), os.O_CREATE|os.O_WRONLY, 0o755)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer head.Close()
-	if _, err := io.CopyN(head, whole, 8<<10); err != nil {
-		t.Fatal(err)
-	}
 	before := h.things(t)
-	h.must(t, "ADD", "c1", task.Path(), conf())
-	h.must(t, "STATUS", "c1", task.Path(), conf())
-	h.must(t, "DEL", "c1", task.Path(), conf())
-	h.left(t, before)
+	for _, script := range []string{"exit 1", ""} {
+		h.path = t.TempDir()
+		if script != "" {
+			h.plugin(t, "ecs-ipam", script)
+		}
+		h.must(t, "ADD", "c1", task.Path(), conf())
+		h.must(t, "STATUS", "c1", task.Path(), conf())
+		h.must(t, "DEL", "c1", task.Path(), conf())
+		h.left(t, before)
+	}
 }
 
-// Any other ecs-ipam in CNI_PATH is started.
+// Any other IPAM plugin is started.
 func TestAnotherIPAMIsStarted(t *testing.T) {
 	t.Parallel()
 	h, task := newHost(t), testnet.T(t)
 	mark := filepath.Join(t.TempDir(), "started")
-	h.plugin(t, "ecs-ipam", `echo "$CNI_COMMAND" >> `+mark+`; `+started())
-	h.must(t, "ADD", "c1", task.Path(), conf())
-	h.must(t, "DEL", "c1", task.Path(), conf())
+	h.plugin(t, "other-ipam", `echo "$CNI_COMMAND" >> `+mark+`; `+started())
+	h.must(t, "ADD", "c1", task.Path(), otherIPAM())
+	h.must(t, "DEL", "c1", task.Path(), otherIPAM())
 	if got, err := os.ReadFile(mark); err != nil || string(got) != "ADD\nDEL\n" {
 		t.Errorf("started for %q (%v), want ADD and DEL", got, err)
 	}
@@ -80,16 +71,18 @@ func TestBuiltInAnswersTheSame(t *testing.T) {
 				}
 				h := newHost(t)
 				h.db = db
+				network := test.conf
 				if way == "started" {
-					h.plugin(t, "ecs-ipam", started())
+					h.plugin(t, "other-ipam", started())
+					network = strings.Replace(network, `"ecs-ipam"`, `"other-ipam"`, 1)
 				}
 				for _, verb := range test.before {
-					h.must(t, verb, "c1", task.Path(), test.conf)
+					h.must(t, verb, "c1", task.Path(), network)
 				}
-				cmd := h.call(test.verb, "c1", task.Path(), test.conf).Command(t.Context())
+				cmd := h.call(test.verb, "c1", task.Path(), network).Command(t.Context())
 				var out bytes.Buffer
 				cmd.Stdout = &out
-				answers[way] = fmt.Sprint(h.Run(cmd), out.String())
+				answers[way] = fmt.Sprint(h.Run(cmd), strings.ReplaceAll(out.String(), "other-ipam", "ecs-ipam"))
 				h.must(t, "DEL", "c1", task.Path(), conf())
 			}
 			if answers["built in"] != answers["started"] {

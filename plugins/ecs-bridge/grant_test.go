@@ -11,12 +11,12 @@ import (
 func TestNameServersOfTheIPAMPlugin(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.plugin(t, "ecs-ipam", `[ "$CNI_COMMAND" = DEL ] || echo '{"cniVersion": "1.1.0", "dns": {"nameservers": ["10.9.0.53"]},
+	h.plugin(t, "other-ipam", `[ "$CNI_COMMAND" = DEL ] || echo '{"cniVersion": "1.1.0", "dns": {"nameservers": ["10.9.0.53"]},
 		"ips": [{"address": "10.9.0.2/24", "gateway": "10.9.0.1"}]}'`)
 	tests := map[string]struct{ conf, want string }{
-		"alone":                       {conf(), "10.9.0.53"},
-		"after a plugin with none":    {conf(`"prevResult": {"cniVersion": "1.1.0"}`), "10.9.0.53"},
-		"after a plugin with its own": {conf(`"prevResult": {"cniVersion": "1.1.0", "dns": {"nameservers": ["10.1.0.53"]}}`), "10.1.0.53"},
+		"alone":                       {otherIPAM(), "10.9.0.53"},
+		"after a plugin with none":    {otherIPAM(`"prevResult": {"cniVersion": "1.1.0"}`), "10.9.0.53"},
+		"after a plugin with its own": {otherIPAM(`"prevResult": {"cniVersion": "1.1.0", "dns": {"nameservers": ["10.1.0.53"]}}`), "10.1.0.53"},
 	}
 	for name, test := range tests {
 		task := testnet.T(t)

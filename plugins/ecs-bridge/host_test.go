@@ -55,6 +55,11 @@ func conf(keys ...string) string {
 	return `{` + strings.Join(append([]string{`"cniVersion": "1.1.0", "name": "ecs-task", "type": "ecs-bridge"`, `"ipam": {"type": "ecs-ipam"}`}, keys...), ", ") + `}`
 }
 
+// otherIPAM is conf with another IPAM plugin than ecs-ipam, which is built in.
+func otherIPAM(keys ...string) string {
+	return strings.Replace(conf(keys...), `"ecs-ipam"`, `"other-ipam"`, 1)
+}
+
 // call is one call of the plugin. An empty netns is none.
 func (h *host) call(verb, container, netns, conf string) testnet.Call {
 	return testnet.Call{

@@ -4,12 +4,8 @@ package main
 
 import "taskmeta/internal/cniedge"
 
-// The build sets the version, and the build ID of the ecs-ipam that it made from the same
-// sources; without one, ecs-ipam is always started as a program.
-var (
-	version = "unknown"
-	builtIn string
-)
+// The build sets the version.
+var version = "unknown"
 
 const help = `ecs-bridge is a CNI plugin: it connects a task to a bridge, by an interface that can
 only send as itself.

@@ -48,9 +48,9 @@ func TestStatus(t *testing.T) {
 		},
 		"an IPAM plugin that cannot serve": {
 			spoil: func(t *testing.T, h *host) {
-				h.plugin(t, "ecs-ipam", `echo '{"code": 50, "msg": "no address is free"}'; exit 1`)
+				h.plugin(t, "other-ipam", `echo '{"code": 50, "msg": "no address is free"}'; exit 1`)
 			},
-			conf: conf(), want: "no address is free",
+			conf: otherIPAM(), want: "no address is free",
 		},
 		"a key of ours":   {code: types.ErrInvalidNetworkConfig, conf: conf(`"mtu": -1`), want: "mtu is -1: expected bytes"},
 		"no IPAM plugin":  {code: types.ErrInvalidNetworkConfig, conf: strings.Replace(conf(), "ecs-ipam", "none", 1), want: `ipam.type is "none"`},

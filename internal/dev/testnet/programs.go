@@ -7,44 +7,19 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 )
 
-// The programs of the project that are built otherwise than others, by import path.
-const (
-	resolver  = "taskmeta/resolver"
-	ecsBridge = "taskmeta/plugins/ecs-bridge"
-)
-
 // Build builds Go programs into a directory as `make build` does: static, the resolver
-// under the name of ecs-resolver, and ecs-ipam, which is among them then, before the
-// ecs-bridge that has it built in. Packages are import paths.
+// under the name of ecs-resolver. Packages are import paths.
 func Build(dir string, packages ...string) error {
-	others := slices.DeleteFunc(slices.Clone(packages), func(p string) bool { return p == ecsBridge })
-	if err := build(dir, "-s -w", others...); err != nil {
-		return err
-	}
-	if slices.Contains(packages, resolver) {
-		if err := os.Rename(filepath.Join(dir, "resolver"), filepath.Join(dir, "ecs-resolver")); err != nil {
-			return err
-		}
-	}
-	if len(others) == len(packages) {
-		return nil
-	}
-	id, err := exec.Command("go", "tool", "buildid", filepath.Join(dir, "ecs-ipam")).Output()
-	if err != nil {
-		return fmt.Errorf("reading the build ID of ecs-ipam: %w", err)
-	}
-	return build(dir, "-s -w -X main.builtIn="+strings.TrimSpace(string(id)), ecsBridge)
-}
-
-func build(dir, ldflags string, packages ...string) error {
-	cmd := exec.Command("go", append([]string{"build", "-trimpath", "-ldflags", ldflags, "-o", dir + "/"}, packages...)...)
+	cmd := exec.Command("go", append([]string{"build", "-trimpath", "-ldflags", "-s -w", "-o", dir + "/"}, packages...)...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("building the programs: %w: %s", err, out)
+	}
+	if slices.Contains(packages, "taskmeta/resolver") {
+		return os.Rename(filepath.Join(dir, "resolver"), filepath.Join(dir, "ecs-resolver"))
 	}
 	return nil
 }
