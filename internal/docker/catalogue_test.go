@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"taskmeta/internal/dev/testnet/fakedocker"
 	"taskmeta/internal/ecs"
 )
 
@@ -142,11 +143,11 @@ func TestFind(t *testing.T) {
 func BenchmarkFamilyAmongTenThousand(b *testing.B) {
 	cat := newCatalogue()
 	for n := 0; n < 9999; n += 3 {
-		cat.put(&entry{id: fullID(n), arn: fmt.Sprint("arn", n)})
-		cat.put(&entry{id: fullID(n + 1), arn: fmt.Sprint("arn", n), joins: fullID(n)})
-		cat.put(&entry{id: fullID(n + 2), arn: fmt.Sprint("arn", n), joins: fullID(n)})
+		cat.put(&entry{id: fakedocker.ID(n), arn: fmt.Sprint("arn", n)})
+		cat.put(&entry{id: fakedocker.ID(n + 1), arn: fmt.Sprint("arn", n), joins: fakedocker.ID(n)})
+		cat.put(&entry{id: fakedocker.ID(n + 2), arn: fmt.Sprint("arn", n), joins: fakedocker.ID(n)})
 	}
-	binding := &ecs.Binding{Attachment: ecs.Attachment{Container: fullID(3000)}, TaskARN: "arn3000"}
+	binding := &ecs.Binding{Attachment: ecs.Attachment{Container: fakedocker.ID(3000)}, TaskARN: "arn3000"}
 	for b.Loop() {
 		if f := cat.family(binding); len(f.members) != 3 {
 			b.Fatalf("%d members", len(f.members))

@@ -21,6 +21,7 @@ import (
 	"github.com/docker/docker/api/types/events"
 
 	"taskmeta/internal/dev/testnet"
+	"taskmeta/internal/dev/testnet/fakedocker"
 	"taskmeta/internal/ecs"
 )
 
@@ -43,9 +44,9 @@ func contained(int) bool { return false }
 func noCounters(int) (map[string]ecs.Counters, error) { return nil, nil }
 
 // newIndex makes an index of the fake that does not run yet.
-func newIndex(t testing.TB, f *fake) *Index {
+func newIndex(t testing.TB, f *fakedocker.Daemon) *Index {
 	t.Helper()
-	x, err := New(Config{Host: f.host, Addresses: noAddrs, Counters: noCounters, Uncontained: contained, Logger: slog.New(slog.DiscardHandler)})
+	x, err := New(Config{Host: f.Host, Addresses: noAddrs, Counters: noCounters, Uncontained: contained, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,13 +71,11 @@ func run(t testing.TB, x *Index) (stop func()) {
 }
 
 // indexOf runs an index of the containers.
-func indexOf(t testing.TB, containers ...*container.InspectResponse) (*fake, *Index) {
+func indexOf(t testing.TB, containers ...*container.InspectResponse) (*fakedocker.Daemon, *Index) {
 	t.Helper()
-	f := newFake(t)
-	for _, c := range containers {
-		f.keep(c)
-	}
-	f.start(t)
+	f := fakedocker.T(t)
+	f.Keep(containers...)
+	f.Serve(t)
 	x := newIndex(t, f)
 	run(t, x)
 	return f, x
@@ -139,10 +138,10 @@ func ids(task *ecs.Task) (ids []string) {
 
 func TestATaskIsItsContainersAndNoOther(t *testing.T) {
 	t.Parallel()
-	pause := newContainer(0, "", arn)
-	app, sidecar := newContainer(1, pause.ID, arn), newContainer(2, pause.ID, "")
-	other := newContainer(3, "", "other")
-	_, x := indexOf(t, sidecar, other, app, newContainer(4, other.ID, arn), pause)
+	pause := fakedocker.Container(0, "", arn)
+	app, sidecar := fakedocker.Container(1, pause.ID, arn), fakedocker.Container(2, pause.ID, "")
+	other := fakedocker.Container(3, "", "other")
+	_, x := indexOf(t, sidecar, other, app, fakedocker.Container(4, other.ID, arn), pause)
 	b := bindingOf(pause.ID)
 	task := mustTask(t, x, b)
 	if got, want := ids(task), []string{pause.ID, app.ID, sidecar.ID}; !slices.Equal(got, want) {
@@ -155,9 +154,9 @@ func TestATaskIsItsContainersAndNoOther(t *testing.T) {
 
 func TestEventsAreFollowed(t *testing.T) {
 	t.Parallel()
-	pause, app := newContainer(0, "", arn), newContainer(1, fullID(0), arn)
+	pause, app := fakedocker.Container(0, "", arn), fakedocker.Container(1, fakedocker.ID(0), arn)
 	with := func(change func(*container.InspectResponse)) *container.InspectResponse {
-		c := newContainer(1, pause.ID, arn)
+		c := fakedocker.Container(1, pause.ID, arn)
 		change(c)
 		return c
 	}
@@ -166,7 +165,7 @@ func TestEventsAreFollowed(t *testing.T) {
 		to     *container.InspectResponse
 		want   func(*ecs.Container) bool
 	}{
-		"die": {events.ActionDie, stopped(app, 3), func(c *ecs.Container) bool {
+		"die": {events.ActionDie, fakedocker.Stopped(app, 3), func(c *ecs.Container) bool {
 			return c.Known == ecs.StatusStopped && *c.ExitCode == 3 && !c.Finished.IsZero()
 		}},
 		"rename": {events.ActionRename, with(func(c *container.InspectResponse) { c.Name = "/renamed" }), func(c *ecs.Container) bool {
@@ -187,7 +186,7 @@ func TestEventsAreFollowed(t *testing.T) {
 			f, x := indexOf(t, pause, app)
 			b := bindingOf(pause.ID)
 			before := mustTask(t, x, b)
-			f.put(test.action, test.to)
+			f.Put(test.action, test.to)
 			awaitTask(t, x, b, name, func(task *ecs.Task) bool { return test.want(&task.Containers[1]) })
 			if test.want(&before.Containers[1]) {
 				t.Error("the task from before the event has changed")
@@ -199,12 +198,12 @@ func TestEventsAreFollowed(t *testing.T) {
 		f, x := indexOf(t, pause)
 		b := bindingOf(pause.ID)
 		mustTask(t, x, b)
-		f.put(events.ActionCreate, app)
+		f.Put(events.ActionCreate, app)
 		awaitTask(t, x, b, "a container comes", func(task *ecs.Task) bool { return len(task.Containers) == 2 })
-		f.remove(app.ID)
+		f.Remove(app.ID)
 		awaitTask(t, x, b, "a container goes", func(task *ecs.Task) bool { return len(task.Containers) == 1 })
-		f.silently(func() { f.keep(app) })
-		f.publish(events.Message{
+		f.Keep(app)
+		f.Publish(events.Message{
 			Type: events.NetworkEventType, Action: events.ActionConnect,
 			Actor: events.Actor{ID: "bridge", Attributes: map[string]string{"container": app.ID}},
 		})
@@ -214,11 +213,11 @@ func TestEventsAreFollowed(t *testing.T) {
 
 func TestAnUnchangedTaskIsTheSamePointer(t *testing.T) {
 	t.Parallel()
-	pause, other := newContainer(0, "", arn), newContainer(1, "", "other")
+	pause, other := fakedocker.Container(0, "", arn), fakedocker.Container(1, "", "other")
 	f, x := indexOf(t, pause, other)
 	b, b2 := bindingOf(pause.ID), bindingOf(other.ID)
 	task := mustTask(t, x, b)
-	f.put(events.ActionDie, stopped(other, 0))
+	f.Put(events.ActionDie, fakedocker.Stopped(other, 0))
 	awaitTask(t, x, b2, "the other task ends", func(task *ecs.Task) bool { return task.Known == ecs.StatusStopped })
 	if again := mustTask(t, x, b); again != task {
 		t.Error("another task's event made a new task")
@@ -226,7 +225,7 @@ func TestAnUnchangedTaskIsTheSamePointer(t *testing.T) {
 }
 
 func TestAnUnchangedTaskCostsNoAllocation(t *testing.T) {
-	pause := newContainer(0, "", arn)
+	pause := fakedocker.Container(0, "", arn)
 	_, x := indexOf(t, pause)
 	b := bindingOf(pause.ID)
 	mustTask(t, x, b)
@@ -241,23 +240,23 @@ func TestAnUnchangedTaskCostsNoAllocation(t *testing.T) {
 
 func TestAStormOfEventsIsFewInspections(t *testing.T) {
 	t.Parallel()
-	pause := newContainer(0, "", arn)
+	pause := fakedocker.Container(0, "", arn)
 	f, x := indexOf(t, pause)
 	b := bindingOf(pause.ID)
 	mustTask(t, x, b)
-	f.replace(func(kind string, _ http.ResponseWriter, _ *http.Request) bool {
+	f.Replace(func(kind string, _ http.ResponseWriter, _ *http.Request) bool {
 		if kind == "inspect" {
 			<-time.After(20 * time.Millisecond) // slower than the events
 		}
 		return false
 	})
 	for i := range 500 {
-		c := newContainer(0, "", arn)
+		c := fakedocker.Container(0, "", arn)
 		c.HostConfig.Memory = int64(i) << 20
-		f.put(events.ActionUpdate, c)
+		f.Put(events.ActionUpdate, c)
 	}
 	awaitTask(t, x, b, "the last update", func(task *ecs.Task) bool { return task.Containers[0].Memory == 499 })
-	if n := f.count("inspect"); n > 250 {
+	if n := f.Count("inspect"); n > 250 {
 		t.Errorf("%d inspections for 500 events of one container", n)
 	}
 }
@@ -269,33 +268,33 @@ func TestNothingIsLostBesideTheList(t *testing.T) {
 	for _, late := range []string{"list", "subscription"} {
 		t.Run("a late "+late, func(t *testing.T) {
 			t.Parallel()
-			pause := newContainer(0, "", arn)
-			f := newFake(t)
-			f.keep(pause)
+			pause := fakedocker.Container(0, "", arn)
+			f := fakedocker.T(t)
+			f.Keep(pause)
 			listed := make(chan struct{})
 			list := sync.OnceFunc(func() {
 				if late == "list" {
-					f.put(events.ActionCreate, newContainer(1, pause.ID, arn))
+					f.Put(events.ActionCreate, fakedocker.Container(1, pause.ID, arn))
 				}
 				close(listed)
 			})
-			f.instead = func(kind string, w http.ResponseWriter, r *http.Request) bool {
+			f.Replace(func(kind string, w http.ResponseWriter, r *http.Request) bool {
 				switch kind {
 				case "/events":
 					w.(http.Flusher).Flush() // for the client it is subscribed now
 					if late == "subscription" {
 						<-listed
-						f.put(events.ActionCreate, newContainer(1, pause.ID, arn))
+						f.Put(events.ActionCreate, fakedocker.Container(1, pause.ID, arn))
 					}
 					return false
 				case "/containers/json":
-					f.serveList(w, r)
+					f.ServeList(w, r)
 					list()
 					return true
 				}
 				return false
-			}
-			f.start(t)
+			})
+			f.Serve(t)
 			x := newIndex(t, f)
 			run(t, x)
 			awaitTask(t, x, bindingOf(pause.ID), "the new container", func(task *ecs.Task) bool { return len(task.Containers) == 2 })
@@ -305,19 +304,19 @@ func TestNothingIsLostBesideTheList(t *testing.T) {
 
 func TestAListOfManyPagesIsWhole(t *testing.T) {
 	t.Parallel()
-	f := newFake(t)
+	f := fakedocker.T(t)
 	for n := range 2*pageSize + 1 {
-		f.keep(newContainer(n, "", ""))
+		f.Keep(fakedocker.Container(n, "", ""))
 	}
 	// The container that the second page starts after is removed before that is asked for.
-	last := fullID(pageSize + 1)
-	f.instead = func(kind string, _ http.ResponseWriter, r *http.Request) bool {
+	last := fakedocker.ID(pageSize + 1)
+	f.Replace(func(kind string, _ http.ResponseWriter, r *http.Request) bool {
 		if kind == "/containers/json" && strings.Contains(r.URL.RawQuery, last) {
-			f.silently(func() { f.forget(last) })
+			f.Forget(last)
 		}
 		return false
-	}
-	f.start(t)
+	})
+	f.Serve(t)
 	x := newIndex(t, f)
 	run(t, x)
 	await(t, "all containers", func() error {
@@ -331,25 +330,25 @@ func TestAListOfManyPagesIsWhole(t *testing.T) {
 // A request must not wait until ten thousand containers have been inspected.
 func TestTheFirstRequestGoesFirst(t *testing.T) {
 	t.Parallel()
-	f := newFake(t)
-	pause := newContainer(0, "", arn)
-	f.keep(pause)
-	f.keep(newContainer(1, pause.ID, arn))
+	f := fakedocker.T(t)
+	pause := fakedocker.Container(0, "", arn)
+	f.Keep(pause)
+	f.Keep(fakedocker.Container(1, pause.ID, arn))
 	for n := range 2000 {
-		f.keep(newContainer(n+2, "", ""))
+		f.Keep(fakedocker.Container(n+2, "", ""))
 	}
-	f.instead = func(kind string, _ http.ResponseWriter, _ *http.Request) bool {
+	f.Replace(func(kind string, _ http.ResponseWriter, _ *http.Request) bool {
 		if kind == "inspect" {
 			<-time.After(10 * time.Millisecond)
 		}
 		return false
-	}
-	f.start(t)
+	})
+	f.Serve(t)
 	x := newIndex(t, f)
 	x.times.call, x.times.patience = 20*time.Second, 10*time.Second
 	run(t, x)
 	task := mustTask(t, x, bindingOf(pause.ID))
-	if n := f.count("inspect"); len(task.Containers) != 2 || n > 500 {
+	if n := f.Count("inspect"); len(task.Containers) != 2 || n > 500 {
 		t.Errorf("after %d inspections the task has containers %v", n, ids(task))
 	}
 }
@@ -358,12 +357,12 @@ func TestAContainerThatHasJustStartedIsLookedFor(t *testing.T) {
 	t.Parallel()
 	f, x := indexOf(t)
 	await(t, "the connection", connected(x))
-	pause := newContainer(0, "", "")
-	app := newContainer(1, "", arn)
-	f.silently(func() { f.keep(pause); f.keep(app) })
+	pause := fakedocker.Container(0, "", "")
+	app := fakedocker.Container(1, "", arn)
+	f.Keep(pause, app)
 	b := bindingOf(pause.ID)
 	b.TaskARN = arn
-	lists := f.count("/containers/json")
+	lists := f.Count("/containers/json")
 	var asking sync.WaitGroup
 	for range 50 {
 		asking.Go(func() {
@@ -373,7 +372,7 @@ func TestAContainerThatHasJustStartedIsLookedFor(t *testing.T) {
 		})
 	}
 	asking.Wait()
-	if n := f.count("/containers/json") - lists; n != 2 {
+	if n := f.Count("/containers/json") - lists; n != 2 {
 		t.Errorf("50 requests made %d lists, want one by ID and one by label", n)
 	}
 	short := bindingOf(pause.ID[:shortID])
@@ -393,17 +392,17 @@ func connected(x *Index) func() error {
 
 func TestAnUnknownTaskIsNotLookedForAllTheTime(t *testing.T) {
 	t.Parallel()
-	f, x := indexOf(t, newContainer(0, "", arn))
+	f, x := indexOf(t, fakedocker.Container(0, "", arn))
 	x.times.look = time.Minute
 	await(t, "the connection", connected(x))
-	lists := f.count("/containers/json")
-	b := bindingOf(fullID(77))
+	lists := f.Count("/containers/json")
+	b := bindingOf(fakedocker.ID(77))
 	for range 100 {
 		if _, _, err := x.Task(t.Context(), b); !errors.Is(err, ecs.ErrTaskNotReady) {
 			t.Fatalf("Task: %v, want %v", err, ecs.ErrTaskNotReady)
 		}
 	}
-	if n := f.count("/containers/json") - lists; n != 1 {
+	if n := f.Count("/containers/json") - lists; n != 1 {
 		t.Errorf("100 requests made %d lists, want 1", n)
 	}
 }
@@ -412,13 +411,11 @@ func TestAnUnknownTaskIsNotLookedForAllTheTime(t *testing.T) {
 // after it has been held, and not for a container of no task.
 func TestUncontained(t *testing.T) {
 	t.Parallel()
-	f := newFake(t)
-	pause, other := newContainer(0, "", arn), newContainer(1, "", "")
-	member := newContainer(2, pause.ID, "")
-	for _, c := range []*container.InspectResponse{pause, other, member} {
-		f.keep(c)
-	}
-	f.start(t)
+	f := fakedocker.T(t)
+	pause, other := fakedocker.Container(0, "", arn), fakedocker.Container(1, "", "")
+	member := fakedocker.Container(2, pause.ID, "")
+	f.Keep(pause, other, member)
+	f.Serve(t)
 	var log bytes.Buffer
 	x := newIndex(t, f)
 	x.cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
@@ -431,10 +428,10 @@ func TestUncontained(t *testing.T) {
 			t.Errorf("%s is uncontained: %t, want %t", c.DockerName, c.Uncontained, want)
 		}
 	}
-	inspections := f.count("inspect")
-	f.put(events.ActionUpdate, member)
+	inspections := f.Count("inspect")
+	f.Put(events.ActionUpdate, member)
 	await(t, "another look", func() error {
-		if n := f.count("inspect"); n == inspections {
+		if n := f.Count("inspect"); n == inspections {
 			return errors.New("none yet")
 		}
 		return nil
@@ -448,14 +445,14 @@ func TestUncontained(t *testing.T) {
 
 func TestADaemonThatIsGone(t *testing.T) {
 	t.Parallel()
-	f := newFake(t)
-	pause := newContainer(0, "", arn)
-	f.keep(pause)
+	f := fakedocker.T(t)
+	pause := fakedocker.Container(0, "", arn)
+	f.Keep(pause)
 	var log bytes.Buffer
 	x := newIndex(t, f)
 	x.cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
 	stop := run(t, x)
-	b, unknown := bindingOf(pause.ID), bindingOf(fullID(77))
+	b, unknown := bindingOf(pause.ID), bindingOf(fakedocker.ID(77))
 
 	if _, _, err := x.Task(t.Context(), b); !errors.Is(err, ecs.ErrDockerUnavailable) {
 		t.Errorf("before it has come: %v, want %v", err, ecs.ErrDockerUnavailable)
@@ -463,11 +460,11 @@ func TestADaemonThatIsGone(t *testing.T) {
 	if s := x.State(); s.Connected || s.Err == nil {
 		t.Errorf("before it has come: %+v", s)
 	}
-	f.start(t)
+	f.Serve(t)
 	await(t, "the connection", connected(x))
 	task := mustTask(t, x, b)
 
-	f.stop()
+	f.Stop()
 	var age time.Duration
 	await(t, "the loss", func() error {
 		same, lost, err := x.Task(t.Context(), b)
@@ -486,11 +483,9 @@ func TestADaemonThatIsGone(t *testing.T) {
 		t.Errorf("an unknown task: %v, want %v", err, ecs.ErrDockerUnavailable)
 	}
 
-	f.silently(func() {
-		f.keep(stopped(pause, 1))
-		f.past = nil
-	})
-	f.start(t)
+	f.Keep(fakedocker.Stopped(pause, 1))
+	f.LoseEvents()
+	f.Serve(t)
 	awaitTask(t, x, b, "what has happened meanwhile", func(task *ecs.Task) bool { return task.Known == ecs.StatusStopped })
 	stop()
 	if n := strings.Count(log.String(), "\n"); n != 4 {
@@ -510,9 +505,9 @@ func TestADaemonThatFails(t *testing.T) {
 		}
 	}
 	tests := map[string]func(string, http.ResponseWriter, *http.Request) bool{
-		"hangs":                     hang,
+		"hangs":                     fakedocker.Hang,
 		"lists garbage":             says("/containers/json", "<html>"),
-		"lists half":                says("/containers/json", `[{"Id":"`+fullID(0)),
+		"lists half":                says("/containers/json", `[{"Id":"`+fakedocker.ID(0)),
 		"lists what has no ID":      says("/containers/json", `[{}]`),
 		"says nothing instead":      says("/containers/json", ""),
 		"sends garbage as an event": says("/events", "}{"),
@@ -521,15 +516,15 @@ func TestADaemonThatFails(t *testing.T) {
 	for name, instead := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			pause := newContainer(0, "", arn)
+			pause := fakedocker.Container(0, "", arn)
 			f, x := indexOf(t, pause)
 			b := bindingOf(pause.ID)
 			task := mustTask(t, x, b)
 
-			f.replace(instead)
+			f.Replace(instead)
 			if name != "hangs" {
-				f.stop() // only the new connection meets it
-				f.start(t)
+				f.Stop() // only the new connection meets it
+				f.Serve(t)
 			}
 			await(t, "the loss", func() error {
 				start := time.Now()
@@ -542,7 +537,7 @@ func TestADaemonThatFails(t *testing.T) {
 				}
 				return nil
 			})
-			f.replace(nil)
+			f.Replace(nil)
 			awaitTask(t, x, b, "the recovery", func(task *ecs.Task) bool { return len(task.Containers) == 1 })
 		})
 	}
@@ -552,9 +547,9 @@ func TestADaemonThatFails(t *testing.T) {
 // more than what is new of it.
 func TestOneContainerThatCannotBeInspected(t *testing.T) {
 	t.Parallel()
-	pause, other := newContainer(0, "", arn), newContainer(1, "", "other")
+	pause, other := fakedocker.Container(0, "", arn), fakedocker.Container(1, "", "other")
 	tests := map[string]func(w http.ResponseWriter, r *http.Request){
-		"no answer": func(w http.ResponseWriter, r *http.Request) { hang("", w, r) },
+		"no answer": func(w http.ResponseWriter, r *http.Request) { fakedocker.Hang("", w, r) },
 		"an error":  func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) },
 		"half":      func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, `{"Id":"`+pause.ID) },
 		"nothing":   func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, `{}`) },
@@ -566,20 +561,20 @@ func TestOneContainerThatCannotBeInspected(t *testing.T) {
 			f, x := indexOf(t, pause, other)
 			b := bindingOf(pause.ID)
 			task := mustTask(t, x, b)
-			f.replace(func(kind string, w http.ResponseWriter, r *http.Request) bool {
+			f.Replace(func(kind string, w http.ResponseWriter, r *http.Request) bool {
 				bad := kind == "inspect" && strings.Contains(r.URL.Path, pause.ID)
 				if bad {
 					fail(w, r)
 				}
 				return bad
 			})
-			f.put(events.ActionDie, stopped(pause, 1))
-			f.put(events.ActionDie, stopped(other, 1))
+			f.Put(events.ActionDie, fakedocker.Stopped(pause, 1))
+			f.Put(events.ActionDie, fakedocker.Stopped(other, 1))
 			awaitTask(t, x, bindingOf(other.ID), "the other task", func(task *ecs.Task) bool { return task.Known == ecs.StatusStopped })
 			if mustTask(t, x, b) != task {
 				t.Error("the task has changed")
 			}
-			f.replace(nil)
+			f.Replace(nil)
 			awaitTask(t, x, b, "the recovery", func(task *ecs.Task) bool { return task.Known == ecs.StatusStopped })
 		})
 	}
@@ -588,26 +583,24 @@ func TestOneContainerThatCannotBeInspected(t *testing.T) {
 // Events may be lost: what the list shows otherwise is inspected.
 func TestTheListIsComparedAtIntervals(t *testing.T) {
 	t.Parallel()
-	pause := newContainer(0, "", arn)
-	app, gone := newContainer(1, pause.ID, arn), newContainer(2, pause.ID, arn)
-	f := newFake(t)
-	f.keep(pause)
-	f.keep(app)
-	f.keep(gone)
-	f.start(t)
+	pause := fakedocker.Container(0, "", arn)
+	app, gone := fakedocker.Container(1, pause.ID, arn), fakedocker.Container(2, pause.ID, arn)
+	f := fakedocker.T(t)
+	f.Keep(pause)
+	f.Keep(app)
+	f.Keep(gone)
+	f.Serve(t)
 	x := newIndex(t, f)
 	x.times.resync = 20 * time.Millisecond
 	run(t, x)
 	b := bindingOf(pause.ID)
 	mustTask(t, x, b)
-	inspections := f.count("inspect")
-	f.silently(func() {
-		f.keep(stopped(app, 5))
-		f.forget(gone.ID)
-		f.keep(newContainer(3, pause.ID, arn))
-	})
+	inspections := f.Count("inspect")
+	f.Keep(fakedocker.Stopped(app, 5))
+	f.Forget(gone.ID)
+	f.Keep(fakedocker.Container(3, pause.ID, arn))
 	awaitTask(t, x, b, "the comparison", func(task *ecs.Task) bool {
-		return slices.Equal(ids(task), []string{pause.ID, app.ID, fullID(3)}) && task.Containers[1].Known == ecs.StatusStopped
+		return slices.Equal(ids(task), []string{pause.ID, app.ID, fakedocker.ID(3)}) && task.Containers[1].Known == ecs.StatusStopped
 	})
 	resyncs := x.State().Resyncs
 	await(t, "more comparisons", func() error {
@@ -616,17 +609,17 @@ func TestTheListIsComparedAtIntervals(t *testing.T) {
 		}
 		return nil
 	})
-	if n := f.count("inspect") - inspections; n != 3 {
+	if n := f.Count("inspect") - inspections; n != 3 {
 		t.Errorf("%d inspections for three changes", n)
 	}
 }
 
 func TestAddressesOfTheNamespace(t *testing.T) {
 	t.Parallel()
-	pause := newContainer(0, "", arn)
-	f := newFake(t)
-	f.keep(pause)
-	f.start(t)
+	pause := fakedocker.Container(0, "", arn)
+	f := fakedocker.T(t)
+	f.Keep(pause)
+	f.Serve(t)
 	x := newIndex(t, f)
 	var addrs atomic.Pointer[[]netip.Addr]
 	addrs.Store(&[]netip.Addr{netip.MustParseAddr("169.254.172.7"), netip.MustParseAddr("fe80::1")})
@@ -659,13 +652,13 @@ func TestAddressesOfTheNamespace(t *testing.T) {
 	if mustTask(t, x, b) != task {
 		t.Error("addresses that cannot be read have changed the task")
 	}
-	f.put(events.ActionDie, stopped(pause, 0))
+	f.Put(events.ActionDie, fakedocker.Stopped(pause, 0))
 	awaitTask(t, x, b, "a namespace that has ended", has("[169.254.172.7]"))
 }
 
 func TestAViewGoesWithItsBinding(t *testing.T) {
 	t.Parallel()
-	pause := newContainer(0, "", arn)
+	pause := fakedocker.Container(0, "", arn)
 	_, x := indexOf(t, pause)
 	for range 100 {
 		mustTask(t, x, bindingOf(pause.ID))
@@ -685,14 +678,14 @@ func TestAViewGoesWithItsBinding(t *testing.T) {
 // lets stand included: 3 KB for each leave it most of that.
 func TestWhatIsKeptIsSmall(t *testing.T) {
 	containers := testnet.Soak(3000, 9999)
-	f := newFake(t)
+	f := fakedocker.T(t)
 	for n := 0; n < containers; n += 3 {
-		pause := newContainer(n, "", fmt.Sprint(arn, n))
-		f.keep(pause)
-		f.keep(newContainer(n+1, pause.ID, fmt.Sprint(arn, n)))
-		f.keep(newContainer(n+2, pause.ID, fmt.Sprint(arn, n)))
+		pause := fakedocker.Container(n, "", fmt.Sprint(arn, n))
+		f.Keep(pause)
+		f.Keep(fakedocker.Container(n+1, pause.ID, fmt.Sprint(arn, n)))
+		f.Keep(fakedocker.Container(n+2, pause.ID, fmt.Sprint(arn, n)))
 	}
-	f.start(t)
+	f.Serve(t)
 	live := func() uint64 {
 		runtime.GC()
 		runtime.GC()

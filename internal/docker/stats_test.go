@@ -11,6 +11,7 @@ import (
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/events"
 
+	"taskmeta/internal/dev/testnet/fakedocker"
 	"taskmeta/internal/ecs"
 )
 
@@ -23,15 +24,8 @@ func sample(read, preread, more string) string {
 
 const now, before = "2026-01-01T00:00:01.000000001Z", "2026-01-01T00:00:00.000000001Z"
 
-// sampling sets what the daemon sends as statistics.
-func (f *fake) sampling(sample func(id string, n int) (string, bool)) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.sample = sample
-}
-
 // statsOf runs an index of a task and waits until it is known.
-func statsOf(t testing.TB, containers ...*container.InspectResponse) (*fake, *Index) {
+func statsOf(t testing.TB, containers ...*container.InspectResponse) (*fakedocker.Daemon, *Index) {
 	t.Helper()
 	f, x := indexOf(t, containers...)
 	mustTask(t, x, bindingOf(containers[0].ID))
@@ -40,13 +34,11 @@ func statsOf(t testing.TB, containers ...*container.InspectResponse) (*fake, *In
 
 func TestStatsAreDockersOwnBytes(t *testing.T) {
 	t.Parallel()
-	pause, app := newContainer(0, "", arn), newContainer(1, fullID(0), arn)
-	ended := stopped(newContainer(2, pause.ID, arn), 0)
-	f := newFake(t)
-	for _, c := range []*container.InspectResponse{pause, app, ended} {
-		f.keep(c)
-	}
-	f.start(t)
+	pause, app := fakedocker.Container(0, "", arn), fakedocker.Container(1, fakedocker.ID(0), arn)
+	ended := fakedocker.Stopped(fakedocker.Container(2, pause.ID, arn), 0)
+	f := fakedocker.T(t)
+	f.Keep(pause, app, ended)
+	f.Serve(t)
 	x := newIndex(t, f)
 	x.cfg.Counters = func(pid int) (map[string]ecs.Counters, error) {
 		if pid != pause.State.Pid {
@@ -57,7 +49,7 @@ func TestStatsAreDockersOwnBytes(t *testing.T) {
 	run(t, x)
 	mustTask(t, x, bindingOf(pause.ID))
 	const theirs = `,"networks":{"eth9":{}}`
-	f.sampling(func(id string, n int) (string, bool) {
+	f.SetSample(func(id string, n int) (string, bool) {
 		more := ""
 		if id == pause.ID {
 			more = theirs
@@ -86,7 +78,7 @@ func TestStatsAreDockersOwnBytes(t *testing.T) {
 
 func TestAStreamIsSharedAndEnds(t *testing.T) {
 	t.Parallel()
-	pause := newContainer(0, "", arn)
+	pause := fakedocker.Container(0, "", arn)
 	f, x := statsOf(t, pause)
 	var asking sync.WaitGroup
 	for range 50 {
@@ -97,7 +89,7 @@ func TestAStreamIsSharedAndEnds(t *testing.T) {
 		})
 	}
 	asking.Wait()
-	if n := f.count("stats"); n != 1 || x.State().Streams != 1 {
+	if n := f.Count("stats"); n != 1 || x.State().Streams != 1 {
 		t.Errorf("%d streams were opened for 50 questions and %d are open, want 1 and 1", n, x.State().Streams)
 	}
 	question := time.NewTicker(x.times.idle / 10)
@@ -108,11 +100,11 @@ func TestAStreamIsSharedAndEnds(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := f.count("stats"); n != 1 {
+	if n := f.Count("stats"); n != 1 {
 		t.Errorf("%d streams were opened while questions came, want 1", n)
 	}
 	await(t, "the stream to end", func() error {
-		if n, m := x.State().Streams, f.openStreams(); n+m > 0 {
+		if n, m := x.State().Streams, f.OpenStreams(); n+m > 0 {
 			return fmt.Errorf("%d are open here and %d at the daemon", n, m)
 		}
 		return nil
@@ -124,7 +116,7 @@ func TestAStreamIsSharedAndEnds(t *testing.T) {
 
 func TestSamplesThatStopComing(t *testing.T) {
 	t.Parallel()
-	pause := newContainer(0, "", arn)
+	pause := fakedocker.Container(0, "", arn)
 	f, x := statsOf(t, pause)
 	ask := func() error {
 		start := time.Now()
@@ -138,7 +130,7 @@ func TestSamplesThatStopComing(t *testing.T) {
 		return err
 	}
 	going, stall := make(chan struct{}), make(chan struct{})
-	f.sampling(func(string, int) (string, bool) {
+	f.SetSample(func(string, int) (string, bool) {
 		select {
 		case <-stall:
 			<-going
@@ -172,13 +164,13 @@ func TestStreamsThatFail(t *testing.T) {
 	for name, bad := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			pause := newContainer(0, "", arn)
+			pause := fakedocker.Container(0, "", arn)
 			f, x := statsOf(t, pause)
-			f.sampling(bad)
+			f.SetSample(bad)
 			if _, err := x.Stats(t.Context(), []string{pause.ID}); !errors.Is(err, ecs.ErrDockerUnavailable) {
 				t.Errorf("Stats: %v, want %v", err, ecs.ErrDockerUnavailable)
 			}
-			f.sampling(func(string, int) (string, bool) { return sample(now, before, ""), true })
+			f.SetSample(func(string, int) (string, bool) { return sample(now, before, ""), true })
 			stats, err := x.Stats(t.Context(), []string{pause.ID})
 			if err != nil || !json.Valid(stats[pause.ID]) {
 				t.Errorf("after the recovery: %s, %v", stats, err)
@@ -189,11 +181,11 @@ func TestStreamsThatFail(t *testing.T) {
 
 func TestAContainerThatStopsWhileItIsAskedFor(t *testing.T) {
 	t.Parallel()
-	pause := newContainer(0, "", arn)
+	pause := fakedocker.Container(0, "", arn)
 	f, x := statsOf(t, pause)
-	f.sampling(func(_ string, n int) (string, bool) {
+	f.SetSample(func(_ string, n int) (string, bool) {
 		if n == 0 {
-			f.put(events.ActionDie, stopped(pause, 0))
+			f.Put(events.ActionDie, fakedocker.Stopped(pause, 0))
 		}
 		return sample(never, never, ""), true // what Docker sends then
 	})
@@ -201,7 +193,7 @@ func TestAContainerThatStopsWhileItIsAskedFor(t *testing.T) {
 	if err != nil || stats[pause.ID] != nil {
 		t.Errorf("Stats: %s, %v, want nothing", stats, err)
 	}
-	f.silently(func() { f.forget(pause.ID) })
+	f.Forget(pause.ID)
 	if stats, err = x.Stats(t.Context(), []string{pause.ID}); err != nil || stats[pause.ID] != nil {
 		t.Errorf("after its removal: %s, %v, want nothing", stats, err)
 	}
@@ -209,17 +201,17 @@ func TestAContainerThatStopsWhileItIsAskedFor(t *testing.T) {
 
 func TestStatsWithoutADaemon(t *testing.T) {
 	t.Parallel()
-	pause := newContainer(0, "", arn)
-	f := newFake(t)
-	f.keep(pause)
-	f.start(t)
+	pause := fakedocker.Container(0, "", arn)
+	f := fakedocker.T(t)
+	f.Keep(pause)
+	f.Serve(t)
 	x := newIndex(t, f)
 	stop := run(t, x)
 	mustTask(t, x, bindingOf(pause.ID))
 	if _, err := x.Stats(t.Context(), []string{pause.ID}); err != nil {
 		t.Fatal(err)
 	}
-	f.stop()
+	f.Stop()
 	await(t, "the loss", func() error {
 		if _, err := x.Stats(t.Context(), []string{pause.ID}); !errors.Is(err, ecs.ErrDockerUnavailable) {
 			return fmt.Errorf("Stats: %v, want %v", err, ecs.ErrDockerUnavailable)

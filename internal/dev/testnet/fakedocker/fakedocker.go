@@ -1,4 +1,5 @@
-package docker
+// Package fakedocker is a Docker daemon for tests, faked at the wire.
+package fakedocker
 
 import (
 	"encoding/json"
@@ -21,10 +22,10 @@ import (
 	"taskmeta/internal/ecs"
 )
 
-// A fake is a Docker daemon on a unix socket that does what a real one cannot be made to
+// A Daemon is a Docker daemon on a unix socket that does what a real one cannot be made to
 // do: hang in the middle, answer garbage, lose events, hold ten thousand containers.
-type fake struct {
-	host string
+type Daemon struct {
+	Host string
 
 	mu         sync.Mutex
 	server     *http.Server
@@ -43,15 +44,15 @@ type fake struct {
 	every time.Duration
 }
 
-func newFake(t testing.TB) *fake {
+func T(t testing.TB) *Daemon {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "fakedocker") // t.TempDir may be too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	f := &fake{
-		host:       "unix://" + filepath.Join(dir, "docker.sock"),
+	f := &Daemon{
+		Host:       "unix://" + filepath.Join(dir, "docker.sock"),
 		byID:       make(map[string]*container.InspectResponse),
 		subscribed: make(map[chan events.Message]struct{}),
 		asked:      make(map[string]int),
@@ -67,10 +68,10 @@ func newFake(t testing.TB) *fake {
 	return f
 }
 
-// start lets the daemon answer until stop or the test's end.
-func (f *fake) start(t testing.TB) {
+// Serve lets the daemon answer until stop or the test's end.
+func (f *Daemon) Serve(t testing.TB) {
 	t.Helper()
-	socket := strings.TrimPrefix(f.host, "unix://")
+	socket := strings.TrimPrefix(f.Host, "unix://")
 	l, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
@@ -92,70 +93,84 @@ func (f *fake) start(t testing.TB) {
 	})
 }
 
-// stop ends the daemon and all its connections.
-func (f *fake) stop() {
+// Stop ends the daemon and all its connections.
+func (f *Daemon) Stop() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.server.Close()
 }
 
-// replace sets what answers in the daemon's place, nil for nothing.
-func (f *fake) replace(instead func(kind string, w http.ResponseWriter, r *http.Request) bool) {
+// Replace sets what answers in the daemon's place, nil for nothing.
+func (f *Daemon) Replace(instead func(kind string, w http.ResponseWriter, r *http.Request) bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.instead = instead
 }
 
-// count returns how many requests of a kind there were.
-func (f *fake) count(kind string) int {
+// SetSample sets what the daemon sends as statistics.
+func (f *Daemon) SetSample(sample func(id string, n int) (string, bool)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.sample = sample
+}
+
+// LoseEvents makes the daemon forget the events that were.
+func (f *Daemon) LoseEvents() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.past = nil
+}
+
+// Count returns how many requests of a kind there were.
+func (f *Daemon) Count(kind string) int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.asked[kind]
 }
 
-func (f *fake) openStreams() int {
+func (f *Daemon) OpenStreams() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.streams
 }
 
-// silently changes containers without an event.
-func (f *fake) silently(change func()) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	change()
-}
-
-// put adds a container, or puts it in the place of the one with its ID, and says so.
-func (f *fake) put(action events.Action, c *container.InspectResponse) {
-	f.silently(func() { f.keep(c) })
+// Put adds a container, or puts it in the place of the one with its ID, and says so.
+func (f *Daemon) Put(action events.Action, c *container.InspectResponse) {
+	f.Keep(c)
 	f.emit(action, c.ID)
 }
 
-func (f *fake) keep(c *container.InspectResponse) {
-	if f.byID[c.ID] == nil {
-		f.containers = append(f.containers, c)
-	} else {
-		f.containers[slices.Index(f.containers, f.byID[c.ID])] = c
+// Keep is Put without an event.
+func (f *Daemon) Keep(containers ...*container.InspectResponse) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, c := range containers {
+		if f.byID[c.ID] == nil {
+			f.containers = append(f.containers, c)
+		} else {
+			f.containers[slices.Index(f.containers, f.byID[c.ID])] = c
+		}
+		f.byID[c.ID] = c
 	}
-	f.byID[c.ID] = c
 }
 
-func (f *fake) remove(id string) {
-	f.silently(func() { f.forget(id) })
+func (f *Daemon) Remove(id string) {
+	f.Forget(id)
 	f.emit(events.ActionDestroy, id)
 }
 
-func (f *fake) forget(id string) {
+func (f *Daemon) Forget(id string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.containers = slices.DeleteFunc(f.containers, func(c *container.InspectResponse) bool { return c.ID == id })
 	delete(f.byID, id)
 }
 
-func (f *fake) emit(action events.Action, id string) {
-	f.publish(events.Message{Type: events.ContainerEventType, Action: action, Actor: events.Actor{ID: id}})
+func (f *Daemon) emit(action events.Action, id string) {
+	f.Publish(events.Message{Type: events.ContainerEventType, Action: action, Actor: events.Actor{ID: id}})
 }
 
-func (f *fake) publish(m events.Message) {
+func (f *Daemon) Publish(m events.Message) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.past = append(f.past, m)
@@ -164,7 +179,7 @@ func (f *fake) publish(m events.Message) {
 	}
 }
 
-func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (f *Daemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	path := r.URL.Path
 	if version, rest, ok := strings.Cut(strings.TrimPrefix(path, "/"), "/"); ok && strings.HasPrefix(version, "v1.") {
 		path = "/" + rest
@@ -186,7 +201,7 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case "/events":
 		f.serveEvents(w, r)
 	case "/containers/json":
-		f.serveList(w, r)
+		f.ServeList(w, r)
 	case "inspect":
 		f.mu.Lock()
 		body, err := json.Marshal(f.byID[id])
@@ -209,7 +224,7 @@ func notFound(w http.ResponseWriter, id string) {
 	fmt.Fprintf(w, `{"message":"No such container: %s"}`, id)
 }
 
-func (f *fake) serveEvents(w http.ResponseWriter, r *http.Request) {
+func (f *Daemon) serveEvents(w http.ResponseWriter, r *http.Request) {
 	w.(http.Flusher).Flush()
 	c := make(chan events.Message, 1000)
 	f.mu.Lock()
@@ -238,7 +253,7 @@ func (f *fake) serveEvents(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (f *fake) serveList(w http.ResponseWriter, r *http.Request) {
+func (f *Daemon) ServeList(w http.ResponseWriter, r *http.Request) {
 	var args map[string]map[string]bool
 	if text := r.URL.Query().Get("filters"); text != "" {
 		if err := json.Unmarshal([]byte(text), &args); err != nil {
@@ -279,7 +294,7 @@ func (f *fake) serveList(w http.ResponseWriter, r *http.Request) {
 	json.NewEncoder(w).Encode(page)
 }
 
-func (f *fake) serveStats(w http.ResponseWriter, r *http.Request, id string) {
+func (f *Daemon) serveStats(w http.ResponseWriter, r *http.Request, id string) {
 	f.mu.Lock()
 	known, sample, every := f.byID[id] != nil, f.sample, f.every
 	f.streams++
@@ -308,18 +323,18 @@ func (f *fake) serveStats(w http.ResponseWriter, r *http.Request, id string) {
 	}
 }
 
-// hang answers nothing until the client gives up.
-func hang(_ string, _ http.ResponseWriter, r *http.Request) bool {
+// Hang answers nothing until the client gives up.
+func Hang(_ string, _ http.ResponseWriter, r *http.Request) bool {
 	<-r.Context().Done()
 	return true
 }
 
-// fullID is a container ID made of a number, with another start for each.
-func fullID(n int) string { return fmt.Sprintf("%016x%048x", uint64(n+1)*0x9e3779b97f4a7c15, n) }
+// ID is a container ID made of a number, with another start for each.
+func ID(n int) string { return fmt.Sprintf("%016x%048x", uint64(n+1)*0x9e3779b97f4a7c15, n) }
 
-// newContainer is a running container of a task, which shares the network namespace of
+// Container is a running container of a task, which shares the network namespace of
 // the pause container, or is that if pause is empty.
-func newContainer(n int, pause, arn string) *container.InspectResponse {
+func Container(n int, pause, arn string) *container.InspectResponse {
 	mode := "none"
 	if pause != "" {
 		mode = "container:" + pause
@@ -330,7 +345,7 @@ func newContainer(n int, pause, arn string) *container.InspectResponse {
 	}
 	return &container.InspectResponse{
 		ContainerJSONBase: &container.ContainerJSONBase{
-			ID: fullID(n), Name: "/" + name, Image: "sha256:" + fullID(1000),
+			ID: ID(n), Name: "/" + name, Image: "sha256:" + ID(1000),
 			Created: time.Unix(1700000000+int64(n), 0).UTC().Format(time.RFC3339Nano),
 			State: &container.State{
 				Status: container.StateRunning, Running: true, Pid: n + 1,
@@ -353,8 +368,8 @@ func newContainer(n int, pause, arn string) *container.InspectResponse {
 	}
 }
 
-// stopped is c after it has exited.
-func stopped(c *container.InspectResponse, code int) *container.InspectResponse {
+// Stopped is c after it has exited.
+func Stopped(c *container.InspectResponse, code int) *container.InspectResponse {
 	base, state := *c.ContainerJSONBase, *c.State
 	state.Status, state.Running, state.Pid, state.ExitCode = container.StateExited, false, 0, code
 	state.FinishedAt = "2026-01-02T03:04:05.678901234Z"
