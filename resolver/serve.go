@@ -128,9 +128,11 @@ func (s settings) open() (_ *parts, err error) {
 	if r.bindings, err = bindingdb.NewReader(s.db, bindingdb.Options{}); err != nil {
 		return nil, err
 	}
-	if r.index, err = docker.New(docker.Config{Host: s.dockerHost, Addresses: addressesOf, Counters: countersOf, Uncontained: guard.CanChangeHostNetwork, Logger: r.log}); err != nil {
+	client, err := docker.NewClient(s.dockerHost)
+	if err != nil {
 		return nil, err
 	}
+	r.index = docker.New(docker.Config{Client: client, Addresses: addressesOf, Counters: countersOf, Uncontained: guard.CanChangeHostNetwork, Logger: r.log})
 	witnessed, err := newWitness(s.witness)
 	if err != nil {
 		return nil, err

@@ -43,8 +43,12 @@ func newHost(t *testing.T) *host {
 	if err != nil {
 		t.Fatal(err)
 	}
-	x, err := New(Config{
-		Host: h.Host,
+	daemon, err := NewClient(h.Host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.x = New(Config{
+		Client: daemon,
 		Addresses: func(p int) ([]netip.Addr, error) {
 			if p != pid {
 				return nil, fmt.Errorf("process %d, want the pause container's %d", p, pid)
@@ -60,10 +64,6 @@ func newHost(t *testing.T) *host {
 		Uncontained: contained,
 		Logger:      slog.New(slog.DiscardHandler),
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	h.x = x
 	return h
 }
 

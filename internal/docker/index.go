@@ -5,7 +5,6 @@ package docker
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
@@ -13,15 +12,13 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/docker/docker/client"
-
 	"taskmeta/internal/ecs"
 )
 
 // Config is what an [Index] needs. Its functions are called at once from many goroutines.
 type Config struct {
-	// Host is the daemon's address as in DOCKER_HOST, which is used if it is empty.
-	Host string
+	// Client asks the daemon. The index closes it at the end of [Index.Run].
+	Client *Client
 	// Addresses returns the addresses in the network namespace of a process.
 	Addresses func(pid int) ([]netip.Addr, error)
 	// Counters returns the counters of the interfaces in the network namespace of a
@@ -65,16 +62,12 @@ var defaultTimes = times{
 // inspectors is how many containers are inspected at once.
 const inspectors = 8
 
-// pageSize is how many containers are listed at once: a list of ten thousand would take
-// more memory than all that is kept of them.
-const pageSize = 500
-
 // An Index knows the daemon's containers. It may be used by many goroutines at once, and
 // answers while [Index.Run] runs.
 type Index struct {
-	cfg   Config
-	cli   *client.Client
-	times times
+	cfg    Config
+	daemon *Client
+	times  times
 
 	// gen changes with all that may change a task.
 	gen atomic.Uint64
@@ -97,26 +90,18 @@ type Index struct {
 	err       error     // why the daemon is gone
 }
 
-// New makes an index of the daemon at cfg.Host. Nothing is asked of it before Run.
-func New(cfg Config) (*Index, error) {
-	opts := []client.Opt{client.FromEnv, client.WithAPIVersionNegotiation()}
-	if cfg.Host != "" {
-		opts = append(opts, client.WithHost(cfg.Host))
-	}
-	cli, err := client.NewClientWithOpts(opts...)
-	if err != nil {
-		return nil, fmt.Errorf("the Docker daemon's address %q: %w", cfg.Host, err)
-	}
+// New makes an index of the client's daemon. Nothing is asked of it before Run.
+func New(cfg Config) *Index {
 	now := time.Now()
 	x := &Index{
-		cfg: cfg, cli: cli, times: defaultTimes,
+		cfg: cfg, daemon: cfg.Client, times: defaultTimes,
 		tried: make(chan struct{}), since: now, contact: now,
 		catalogue: newCatalogue(),
 		views:     newViews(),
 	}
 	x.backlog.init(&x.mu)
 	x.lost.Store(&now)
-	return x, nil
+	return x
 }
 
 // Run keeps the index current until ctx ends, and waits for all that it has started. A
@@ -129,7 +114,7 @@ func (x *Index) Run(ctx context.Context) error {
 		began := time.Now()
 		err := x.follow(ctx)
 		if ctx.Err() != nil {
-			return x.cli.Close()
+			return x.daemon.cli.Close()
 		}
 		x.disconnected(err)
 		if time.Since(began) > x.times.retryMax {
@@ -151,11 +136,12 @@ func (x *Index) connected() {
 	x.mu.Unlock()
 	x.lost.Store(nil)
 	x.triedOnce.Do(func() { close(x.tried) })
-	x.cfg.Logger.Info("the Docker daemon is connected", "host", x.cli.DaemonHost(), "containers", known)
+	x.cfg.Logger.Info("the Docker daemon is connected", "host", x.daemon.cli.DaemonHost(), "containers", known)
 }
 
 // disconnected marks the index as only what was known when the daemon answered last.
 func (x *Index) disconnected(err error) {
+	err = x.daemon.explain(err)
 	x.mu.Lock()
 	first := x.err == nil
 	x.err = err
@@ -168,7 +154,7 @@ func (x *Index) disconnected(err error) {
 	x.gen.Add(1)
 	x.triedOnce.Do(func() { close(x.tried) })
 	if first {
-		x.cfg.Logger.Warn("the Docker daemon is unavailable; what is known of it is served", "host", x.cli.DaemonHost(), "err", err)
+		x.cfg.Logger.Warn("the Docker daemon is unavailable; what is known of it is served", "host", x.daemon.cli.DaemonHost(), "err", err)
 	}
 }
 

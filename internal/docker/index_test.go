@@ -46,10 +46,11 @@ func noCounters(int) (map[string]ecs.Counters, error) { return nil, nil }
 // newIndex makes an index of the fake that does not run yet.
 func newIndex(t testing.TB, f *fakedocker.Daemon) *Index {
 	t.Helper()
-	x, err := New(Config{Host: f.Host, Addresses: noAddrs, Counters: noCounters, Uncontained: contained, Logger: slog.New(slog.DiscardHandler)})
+	daemon, err := NewClient(f.Host)
 	if err != nil {
 		t.Fatal(err)
 	}
+	x := New(Config{Client: daemon, Addresses: noAddrs, Counters: noCounters, Uncontained: contained, Logger: slog.New(slog.DiscardHandler)})
 	x.times = quick()
 	return x
 }

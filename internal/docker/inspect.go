@@ -13,19 +13,27 @@ import (
 	"taskmeta/internal/ecs"
 )
 
-// shared returns s, in the one copy that all containers have of it: of ten thousand, most have
+// intern returns the one copy of s that all containers have: of ten thousand, most have
 // their images and labels from a few definitions.
-func shared(s string) string { return unique.Make(s).Value() }
+func intern(s string) string { return unique.Make(s).Value() }
 
-func sharedLabels(labels map[string]string) map[string]string {
+func internLabels(labels map[string]string) map[string]string {
 	if len(labels) == 0 {
 		return labels
 	}
 	all := make(map[string]string, len(labels))
 	for key, value := range labels {
-		all[shared(key)] = shared(value)
+		all[intern(key)] = intern(value)
 	}
 	return all
+}
+
+// summary is what whoever attaches containers is told of an inspected one.
+func (e *entry) summary() Container {
+	return Container{
+		ID: e.id, Name: e.container.DockerName, Labels: e.container.Labels,
+		Pid: e.pid, Joins: e.joins, HostNetwork: e.host,
+	}
 }
 
 func newEntry(id string, labels map[string]string, mode container.NetworkMode) *entry {
@@ -37,13 +45,13 @@ func inspected(id string, info *container.InspectResponse) (*entry, error) {
 	if info.ContainerJSONBase == nil || info.ID != id || info.State == nil || info.Config == nil || info.HostConfig == nil {
 		return nil, fmt.Errorf("inspecting container %s: the answer is not about it, or not whole", id)
 	}
-	labels := sharedLabels(info.Config.Labels)
+	labels := internLabels(info.Config.Labels)
 	e := newEntry(info.ID, labels, info.HostConfig.NetworkMode)
 	c := &ecs.Container{
 		ID:         info.ID,
 		DockerName: dockerName(info.Name),
-		Image:      shared(info.Config.Image),
-		ImageID:    shared(info.Image),
+		Image:      intern(info.Config.Image),
+		ImageID:    intern(info.Image),
 		Labels:     labels,
 		Known:      status(info.State.Status),
 		CPU:        uint64(max(info.HostConfig.CPUShares, 0)),

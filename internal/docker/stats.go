@@ -226,7 +226,7 @@ func (s *stream) wait(ctx context.Context, fresh time.Duration) (json.RawMessage
 
 // read reads samples into s until the container stops, or the daemon, or ctx.
 func (x *Index) read(ctx context.Context, s *stream) error {
-	reply, err := x.cli.ContainerStats(ctx, s.id, true)
+	reply, err := x.daemon.cli.ContainerStats(ctx, s.id, true)
 	if errdefs.IsNotFound(err) {
 		return nil
 	}

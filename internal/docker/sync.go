@@ -8,7 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/events"
 	"github.com/docker/docker/api/types/filters"
@@ -59,7 +58,7 @@ func (x *Index) subscribe(ctx context.Context) (<-chan events.Message, <-chan er
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	timer := time.AfterFunc(x.times.call, func() { cancel(context.DeadlineExceeded) })
-	messages, errs := x.cli.Events(ctx, events.ListOptions{Since: "0", Filters: args})
+	messages, errs := x.daemon.cli.Events(ctx, events.ListOptions{Since: "0", Filters: args})
 	if !timer.Stop() {
 		<-errs
 		return nil, nil, fmt.Errorf("subscribing to events: %w", context.Cause(ctx))
@@ -131,7 +130,7 @@ func (x *Index) probe(ctx context.Context) error {
 func (x *Index) ping(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, x.times.call)
 	defer cancel()
-	_, err := x.cli.Ping(ctx)
+	_, err := x.daemon.cli.Ping(ctx)
 	return err
 }
 
@@ -165,30 +164,19 @@ func differs(e *entry, s *container.Summary) bool {
 	return c == nil || c.Known != status(s.State) || !slices.Contains(s.Names, "/"+c.DockerName)
 }
 
-// resync lists all containers, page by page and the newest first, and has those inspected
-// that are new or gone, or that stale says so of.
+// resync lists all containers, and has those inspected that are new or gone, or that stale
+// says so of.
 func (x *Index) resync(ctx context.Context, stale staleness) error {
 	seen := make(map[string]struct{})
-	args := filters.NewArgs()
-	for {
-		page, err := x.list(ctx, pageSize, args)
-		if errdefs.IsNotFound(err) { // the last one of the page before
-			args = filters.NewArgs()
-			continue
-		}
-		if err != nil {
-			return err
-		}
+	err := x.daemon.listAll(ctx, x.times.call, func(page []container.Summary) {
 		for i := range page {
 			seen[page[i].ID] = struct{}{}
 		}
 		x.note(page, stale)
-		if len(page) < pageSize {
-			break
-		}
-		args = filters.NewArgs(filters.Arg("before", page[len(page)-1].ID))
+	})
+	if err != nil {
+		return err
 	}
-
 	x.mu.Lock()
 	for id := range x.catalogue.entries {
 		if _, ok := seen[id]; !ok {
@@ -200,22 +188,6 @@ func (x *Index) resync(ctx context.Context, stale staleness) error {
 	x.gen.Add(1)
 	x.resyncs.Add(1)
 	return nil
-}
-
-// list asks for the containers that args let through, at most limit if it is not 0.
-func (x *Index) list(ctx context.Context, limit int, args filters.Args) ([]container.Summary, error) {
-	ctx, cancel := context.WithTimeout(ctx, x.times.call)
-	defer cancel()
-	page, err := x.cli.ContainerList(ctx, container.ListOptions{All: true, Limit: limit, Filters: args})
-	if err != nil {
-		return nil, fmt.Errorf("listing containers: %w", err)
-	}
-	for i := range page {
-		if len(page[i].ID) < shortID {
-			return nil, fmt.Errorf("listing containers: %q is not a container's ID", page[i].ID)
-		}
-	}
-	return page, nil
 }
 
 // note takes down the containers of a list that are not known yet, and has those inspected
@@ -254,7 +226,7 @@ func (x *Index) work(ctx context.Context) error {
 		switch {
 		case err == nil:
 			x.replace(e)
-		case errdefs.IsNotFound(err):
+		case errors.Is(err, ErrNoContainer):
 			x.catalogue.remove(id)
 			err = nil
 		}
@@ -267,11 +239,11 @@ func (x *Index) work(ctx context.Context) error {
 func (x *Index) inspect(ctx context.Context, id string) (*entry, error) {
 	ctx, cancel := context.WithTimeout(ctx, x.times.call)
 	defer cancel()
-	info, err := x.cli.ContainerInspect(ctx, id)
+	info, err := x.daemon.inspect(ctx, id)
 	if err != nil {
-		return nil, fmt.Errorf("inspecting container %s: %w", id, err)
+		return nil, err
 	}
-	e, err := inspected(id, &info)
+	e, err := inspected(id, info)
 	if err == nil && e.pid != 0 {
 		e.container.Uncontained = x.cfg.Uncontained(e.pid)
 	}
@@ -305,7 +277,7 @@ func (x *Index) look(ctx context.Context, b *ecs.Binding) error {
 		if ask.filter == "label" && b.TaskARN == "" || len(ask.value) < shortID {
 			continue
 		}
-		page, err := x.list(ctx, 0, filters.NewArgs(filters.Arg(ask.filter, ask.value)))
+		page, err := x.daemon.list(ctx, x.times.call, 0, filters.NewArgs(filters.Arg(ask.filter, ask.value)))
 		if err != nil {
 			errs = append(errs, err)
 		}

@@ -1,0 +1,166 @@
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/client"
+
+	"taskmeta/internal/ecs"
+)
+
+// ErrNoContainer: the daemon knows no container of that name or ID.
+var ErrNoContainer = errors.New("no such container")
+
+// pageSize is how many containers are listed at once: a list of ten thousand would take
+// more memory than all that is kept of them.
+const pageSize = 500
+
+// A Client asks a Docker daemon. The caller's context bounds each call.
+type Client struct{ cli *client.Client }
+
+// NewClient makes a client of the daemon at host, which is an address as in DOCKER_HOST;
+// "" stands for DOCKER_HOST, or else Docker's default. It does not connect yet.
+func NewClient(host string) (*Client, error) {
+	opts := []client.Opt{client.FromEnv, client.WithAPIVersionNegotiation()}
+	if host != "" {
+		opts = append(opts, client.WithHost(host))
+	}
+	cli, err := client.NewClientWithOpts(opts...)
+	if err != nil {
+		return nil, fmt.Errorf("the Docker daemon's address %q: %w", host, err)
+	}
+	return &Client{cli}, nil
+}
+
+// A Container is what whoever attaches containers has to know of one.
+type Container struct {
+	ID, Name    string
+	Labels      map[string]string // not to be changed
+	Pid         int               // of its first process, 0 while it does not run
+	Joins       string            // the container whose network namespace it shares
+	HostNetwork bool              // it lives in the host's network namespace
+}
+
+// Container returns the container of a name or an ID. Errors: [ErrNoContainer],
+// [ecs.ErrDockerUnavailable].
+func (c *Client) Container(ctx context.Context, name string) (Container, error) {
+	info, err := c.inspect(ctx, name)
+	switch {
+	case errors.Is(err, ErrNoContainer):
+		return Container{}, err
+	case err != nil:
+		return Container{}, c.unavailable(err)
+	}
+	id := name
+	if info.ContainerJSONBase != nil {
+		id = info.ID
+	}
+	e, err := inspected(id, info)
+	if err != nil {
+		return Container{}, err
+	}
+	return e.summary(), nil
+}
+
+// Names returns the names of all containers by ID. Errors: [ecs.ErrDockerUnavailable].
+func (c *Client) Names(ctx context.Context) (map[string]string, error) {
+	names := make(map[string]string)
+	err := c.listAll(ctx, commandTimeout, func(page []container.Summary) {
+		for i := range page {
+			for _, name := range page[i].Names {
+				// A linked container has further names, with a second slash.
+				if name = dockerName(name); !strings.Contains(name, "/") {
+					names[page[i].ID] = name
+				}
+			}
+		}
+	})
+	if err != nil {
+		return nil, c.unavailable(err)
+	}
+	return names, nil
+}
+
+// commandTimeout bounds a page of the list that a command asks for.
+const commandTimeout = 5 * time.Second
+
+// Version asks the daemon for its version and says where it is. Errors:
+// [ecs.ErrDockerUnavailable].
+func (c *Client) Version(ctx context.Context) (string, error) {
+	v, err := c.cli.ServerVersion(ctx)
+	if err != nil {
+		return "", c.unavailable(err)
+	}
+	return fmt.Sprintf("Docker %s at %s", v.Version, c.cli.DaemonHost()), nil
+}
+
+// unavailable says which daemon cannot be asked.
+func (c *Client) unavailable(err error) error {
+	if client.IsErrConnectionFailed(err) {
+		return fmt.Errorf("%w: %w", ecs.ErrDockerUnavailable, c.explain(err))
+	}
+	return fmt.Errorf("%w: %s: %w", ecs.ErrDockerUnavailable, c.cli.DaemonHost(), err)
+}
+
+// explain says what to do about a daemon that does not answer.
+func (c *Client) explain(err error) error {
+	if client.IsErrConnectionFailed(err) {
+		return fmt.Errorf("nothing answers at %s: start it, or name another with --docker-host", c.cli.DaemonHost())
+	}
+	return err
+}
+
+func (c *Client) inspect(ctx context.Context, name string) (*container.InspectResponse, error) {
+	info, err := c.cli.ContainerInspect(ctx, name)
+	switch {
+	case errdefs.IsNotFound(err):
+		return nil, fmt.Errorf("%w: %s: `docker ps` lists those that run", ErrNoContainer, name)
+	case err != nil:
+		return nil, fmt.Errorf("inspecting container %s: %w", name, err)
+	}
+	return &info, nil
+}
+
+// listAll lists all containers, page by page and the newest first. The time-out is each
+// page's.
+func (c *Client) listAll(ctx context.Context, timeout time.Duration, do func(page []container.Summary)) error {
+	args := filters.NewArgs()
+	for {
+		page, err := c.list(ctx, timeout, pageSize, args)
+		if errdefs.IsNotFound(err) { // the last one of the page before
+			args = filters.NewArgs()
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		do(page)
+		if len(page) < pageSize {
+			return nil
+		}
+		args = filters.NewArgs(filters.Arg("before", page[len(page)-1].ID))
+	}
+}
+
+// list asks for the containers that args let through, at most limit if it is not 0.
+func (c *Client) list(ctx context.Context, timeout time.Duration, limit int, args filters.Args) ([]container.Summary, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	page, err := c.cli.ContainerList(ctx, container.ListOptions{All: true, Limit: limit, Filters: args})
+	if err != nil {
+		return nil, fmt.Errorf("listing containers: %w", err)
+	}
+	for i := range page {
+		if len(page[i].ID) < shortID {
+			return nil, fmt.Errorf("listing containers: %q is not a container's ID", page[i].ID)
+		}
+	}
+	return page, nil
+}
