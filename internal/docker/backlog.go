@@ -6,105 +6,163 @@ import (
 	"time"
 )
 
+// A priority says before which others a container is inspected.
+type priority int
+
+const (
+	// urgent: a task's container has started or ended, and is to be attached or detached. It
+	// has inspectors of its own, and so never waits for those of other priorities.
+	urgent  priority = iota
+	awaited          // a request waits for it
+	ofTask           // it runs, with the label of a task
+	other
+	priorities
+)
+
 // A backlog is the containers that have to be inspected, each once however often it is
 // asked for, and never twice at the same time. Its lock is the index's.
 type backlog struct {
-	looks map[string]*look
-	// What a request waits for stands in urgent, perhaps beside its place in queue.
-	urgent, queue []string
-	// failed are the containers whose last inspection failed, and why.
-	failed map[string]error
+	inspections map[string]*inspection
+	// queues are the IDs of those to come. One that was prioritized stands in a queue of
+	// less priority as well; there it is passed over.
+	queues [priorities][]string
+	// failed are the containers whose last inspection failed.
+	failed map[string]*inspection
 
-	work *sync.Cond
+	urgent, others *sync.Cond // something was put into its queues
 }
 
-// A look is an inspection to come, or under way.
-type look struct {
-	done   chan struct{} // closed when it is over
-	since  time.Time     // when it was asked for
-	urgent bool          // a request waits for it
-	busy   bool          // under way
-	again  bool          // asked for anew since it is
+// An inspection is in one of three states, which its backlog changes:
+//
+//	queued    not busy; add makes it
+//	busy      take has given it to an inspector; add only marks it as to be repeated
+//	over      finish has taken it out of the backlog, or put it back into the queue if it
+//	          was asked for meanwhile; drop ends all of them
+type inspection struct {
+	done     chan struct{} // closed when it is over
+	since    time.Time     // when it was asked for
+	priority priority
+	busy     bool
+	again    bool // asked for once more since it is busy
+	// reportEnd has the watcher told that the container does not run, though it did not
+	// before.
+	reportEnd bool
+	err       error // why it failed
 }
 
 func (b *backlog) init(mu *sync.Mutex) {
-	b.work = sync.NewCond(mu)
+	b.urgent, b.others = sync.NewCond(mu), sync.NewCond(mu)
 	b.drop()
 }
 
 // drop forgets what is to be done. Those who wait for it are told that it is over.
 func (b *backlog) drop() {
-	for _, l := range b.looks {
-		close(l.done)
+	for _, ins := range b.inspections {
+		close(ins.done)
 	}
-	b.looks, b.failed = make(map[string]*look), make(map[string]error)
-	b.urgent, b.queue = nil, nil
+	b.inspections, b.failed = make(map[string]*inspection), make(map[string]*inspection)
+	b.queues = [priorities][]string{}
 }
 
 // add has the container inspected after now.
-func (b *backlog) add(id string) {
-	if l := b.looks[id]; l != nil {
-		l.again = l.busy
+func (b *backlog) add(id string, p priority) *inspection {
+	ins := b.inspections[id]
+	if ins == nil {
+		ins = &inspection{done: make(chan struct{}), since: time.Now(), priority: priorities}
+		b.inspections[id] = ins
+	}
+	ins.again = ins.busy
+	b.prioritize(id, ins, p)
+	return ins
+}
+
+// prioritize puts an inspection before those of less priority. For one that is busy it
+// says how it is queued if it has to be repeated.
+func (b *backlog) prioritize(id string, ins *inspection, p priority) {
+	if p >= ins.priority {
 		return
 	}
-	b.looks[id] = &look{done: make(chan struct{}), since: time.Now()}
-	b.queue = append(b.queue, id)
-	b.work.Signal()
-}
-
-// hurry puts a look before those that no request waits for.
-func (b *backlog) hurry(id string, l *look) {
-	if !l.urgent {
-		l.urgent = true
-		b.urgent = append(b.urgent, id)
-		b.work.Signal()
+	ins.priority = p
+	if ins.busy {
+		return
+	}
+	b.queues[p] = append(b.queues[p], id)
+	if p == urgent {
+		b.urgent.Signal()
+	} else {
+		b.others.Signal()
 	}
 }
 
-// take waits for a container to inspect. It returns false when ctx has ended.
-func (b *backlog) take(ctx context.Context) (string, *look, bool) {
+// retry has those inspected once more whose last inspection failed. It returns how many
+// they are, and why one of them failed.
+func (b *backlog) retry() (failed int, example error) {
+	for id, ins := range b.failed {
+		example = ins.err
+		again := b.add(id, ins.priority)
+		again.reportEnd = again.reportEnd || ins.reportEnd
+	}
+	return len(b.failed), example
+}
+
+// takeUrgent waits for a container to inspect at once. It returns false when ctx has ended.
+func (b *backlog) takeUrgent(ctx context.Context) (string, *inspection, bool) {
+	return b.take(ctx, b.urgent, b.queues[:awaited])
+}
+
+// takeOther waits for one of the other containers to inspect.
+func (b *backlog) takeOther(ctx context.Context) (string, *inspection, bool) {
+	return b.take(ctx, b.others, b.queues[awaited:])
+}
+
+func (b *backlog) take(ctx context.Context, added *sync.Cond, queues [][]string) (string, *inspection, bool) {
 	stop := context.AfterFunc(ctx, func() {
-		b.work.L.Lock()
-		defer b.work.L.Unlock()
-		b.work.Broadcast()
+		added.L.Lock()
+		defer added.L.Unlock()
+		added.Broadcast()
 	})
 	defer stop()
 	for ctx.Err() == nil {
-		from := &b.urgent
-		if len(b.urgent) == 0 {
-			from = &b.queue
-		}
-		if len(*from) == 0 {
-			b.work.Wait()
+		id, ok := next(queues)
+		if !ok {
+			added.Wait()
 			continue
 		}
-		id := (*from)[0]
-		*from = (*from)[1:]
-		if l := b.looks[id]; l != nil && !l.busy {
-			l.busy = true
-			return id, l, true
+		if ins := b.inspections[id]; ins != nil && !ins.busy {
+			ins.busy = true
+			return id, ins, true
 		}
 	}
 	return "", nil, false
 }
 
-// finish ends a look that was taken, or has the container inspected once more if that was
-// asked for meanwhile.
-func (b *backlog) finish(id string, l *look, err error) {
-	if b.looks[id] != l {
+// next takes the first ID out of the first queue that is not empty.
+func next(queues [][]string) (id string, ok bool) {
+	for i, q := range queues {
+		if len(q) > 0 {
+			queues[i] = q[1:]
+			return q[0], true
+		}
+	}
+	return "", false
+}
+
+// finish ends an inspection that was taken, or queues it once more if it was asked for
+// meanwhile.
+func (b *backlog) finish(id string, ins *inspection, err error) {
+	if b.inspections[id] != ins {
 		return // dropped
 	}
-	if err != nil {
-		b.failed[id] = err
-	} else {
-		delete(b.failed, id)
+	delete(b.failed, id)
+	if ins.err = err; err != nil {
+		b.failed[id] = ins
 	}
-	if !l.again {
-		delete(b.looks, id)
-		close(l.done)
+	if !ins.again {
+		delete(b.inspections, id)
+		close(ins.done)
 		return
 	}
-	l.busy, l.again, l.urgent = false, false, false
-	b.queue = append(b.queue, id)
-	b.hurry(id, l) // it is stale already
+	p := min(ins.priority, awaited) // what is known is out of date already
+	ins.busy, ins.again, ins.priority = false, false, priorities
+	b.prioritize(id, ins, p)
 }

@@ -90,8 +90,8 @@ func (h *host) must(t *testing.T, words ...string) string {
 	return out
 }
 
-// An inspection is what `docker inspect` prints, in words of the test's own.
-type inspection struct {
+// A description is what `docker inspect` prints, in words of the test's own.
+type description struct {
 	Id, Name, Image string
 	Created         time.Time
 	State           struct {
@@ -120,10 +120,10 @@ type inspection struct {
 	Mounts []struct{ Name, Source, Destination string }
 }
 
-// expected is the container that an inspection describes.
+// expected is the container that `docker inspect` describes.
 func (h *host) expected(t *testing.T, id string) ecs.Container {
 	t.Helper()
-	var all []inspection
+	var all []description
 	if err := json.Unmarshal([]byte(h.must(t, "inspect", id)), &all); err != nil {
 		t.Fatal(err)
 	}

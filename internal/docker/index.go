@@ -36,7 +36,7 @@ type times struct {
 	probe    time.Duration // between two looks whether the daemon still answers
 	resync   time.Duration // between two comparisons with the daemon's list
 	addrs    time.Duration // for which a namespace's addresses are taken as known
-	look     time.Duration // between two looks for the same unknown task
+	search   time.Duration // between two searches for the same unknown task
 
 	retryMin, retryMax time.Duration // between attempts to reach a daemon that is gone
 
@@ -51,7 +51,7 @@ var defaultTimes = times{
 	probe:    3 * time.Second,
 	resync:   5 * time.Minute,
 	addrs:    5 * time.Second,
-	look:     time.Second,
+	search:   time.Second,
 	retryMin: 100 * time.Millisecond,
 	retryMax: 3 * time.Second,
 	sample:   2500 * time.Millisecond,
@@ -59,8 +59,12 @@ var defaultTimes = times{
 	idle:     time.Minute,
 }
 
-// inspectors is how many containers are inspected at once.
-const inspectors = 8
+// How many containers are inspected at once. The daemon may hold up the answers about some
+// for as long as times.call; so there are more for what is urgent than usually start at once.
+const (
+	urgentInspectors = 32
+	otherInspectors  = 8
+)
 
 // An Index knows the daemon's containers. It may be used by many goroutines at once, and
 // answers while [Index.Run] runs.
@@ -85,6 +89,7 @@ type Index struct {
 	mu        sync.Mutex // for what follows
 	catalogue catalogue
 	backlog   backlog
+	watcher   *Watcher  // nil if there is none
 	since     time.Time // of the present state, connected or not
 	contact   time.Time // when the daemon answered last
 	err       error     // why the daemon is gone
@@ -149,6 +154,9 @@ func (x *Index) disconnected(err error) {
 	contact := x.contact
 	if x.lost.CompareAndSwap(nil, &contact) {
 		x.since = time.Now()
+	}
+	if first {
+		x.reportLost()
 	}
 	x.mu.Unlock()
 	x.gen.Add(1)

@@ -31,7 +31,7 @@ const arn = "arn:aws:ecs:us-west-2:123456789012:task/default/web"
 func quick() times {
 	q := defaultTimes
 	q.call, q.patience, q.probe = 2*time.Second, 300*time.Millisecond, 100*time.Millisecond
-	q.look, q.addrs = 200*time.Millisecond, 200*time.Millisecond
+	q.search, q.addrs = 200*time.Millisecond, 200*time.Millisecond
 	q.retryMin, q.retryMax = 10*time.Millisecond, 50*time.Millisecond
 	q.sample, q.fresh, q.idle = 500*time.Millisecond, 200*time.Millisecond, 300*time.Millisecond
 	return q
@@ -394,7 +394,7 @@ func connected(x *Index) func() error {
 func TestAnUnknownTaskIsNotLookedForAllTheTime(t *testing.T) {
 	t.Parallel()
 	f, x := indexOf(t, fakedocker.Container(0, "", arn))
-	x.times.look = time.Minute
+	x.times.search = time.Minute
 	await(t, "the connection", connected(x))
 	lists := f.Count("/containers/json")
 	b := bindingOf(fakedocker.ID(77))
@@ -701,7 +701,7 @@ func TestWhatIsKeptIsSmall(t *testing.T) {
 	await(t, "all inspections", func() error {
 		x.mu.Lock()
 		defer x.mu.Unlock()
-		if known, left := len(x.catalogue.entries), len(x.backlog.looks); known != containers || left > 0 {
+		if known, left := len(x.catalogue.entries), len(x.backlog.inspections); known != containers || left > 0 {
 			return fmt.Errorf("%d containers, %d to be inspected", known, left)
 		}
 		return nil

@@ -32,14 +32,20 @@ func (x *Index) follow(ctx context.Context) error {
 		}
 	}()
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return x.heed(ctx, messages, errs) })
-	for range inspectors {
-		g.Go(func() error { return x.work(ctx) })
+	g.Go(func() error { return x.followEvents(ctx, messages, errs) })
+	for range urgentInspectors {
+		g.Go(func() error { return x.work(ctx, x.backlog.takeUrgent) })
+	}
+	for range otherInspectors {
+		g.Go(func() error { return x.work(ctx, x.backlog.takeOther) })
 	}
 	g.Go(func() error { return x.probe(ctx) })
 	g.Go(func() error { return x.compare(ctx) })
 	return g.Wait()
 }
+
+// actionDied is Podman's word for [events.ActionDie]; its API is else Docker's.
+const actionDied events.Action = "died"
 
 // subscribe opens the stream of events. The daemon sends the header of its answer a moment
 // before it subscribes, so a plain stream could miss what happens in between; since 0 has
@@ -52,7 +58,7 @@ func (x *Index) subscribe(ctx context.Context) (<-chan events.Message, <-chan er
 	for _, action := range []events.Action{
 		events.ActionCreate, events.ActionStart, events.ActionDie, events.ActionDestroy, events.ActionRename,
 		events.ActionHealthStatus, events.ActionUpdate, events.ActionPause, events.ActionUnPause, events.ActionOOM,
-		events.ActionConnect, events.ActionDisconnect,
+		events.ActionConnect, events.ActionDisconnect, actionDied,
 	} {
 		args.Add("event", string(action))
 	}
@@ -66,20 +72,14 @@ func (x *Index) subscribe(ctx context.Context) (<-chan events.Message, <-chan er
 	return messages, errs, nil
 }
 
-// heed has a container inspected whenever something happens to it. It must be quick: a
-// daemon drops the events of a reader that keeps it waiting for 100 ms.
-func (x *Index) heed(ctx context.Context, messages <-chan events.Message, errs <-chan error) error {
+// followEvents has a container inspected whenever something happens to it. It must be
+// quick: a daemon drops the events of a reader that keeps it waiting for 100 ms.
+func (x *Index) followEvents(ctx context.Context, messages <-chan events.Message, errs <-chan error) error {
 	for {
 		select {
 		case m := <-messages:
 			x.events.Add(1)
-			id := m.Actor.ID
-			if m.Type == events.NetworkEventType {
-				id = m.Actor.Attributes["container"]
-			}
-			if len(id) >= shortID {
-				x.touch(id)
-			}
+			x.enqueue(&m)
 		case err := <-errs:
 			return fmt.Errorf("following events: %w", err)
 		case <-ctx.Done():
@@ -88,10 +88,24 @@ func (x *Index) heed(ctx context.Context, messages <-chan events.Message, errs <
 	}
 }
 
-// touch has a container inspected after now.
-func (x *Index) touch(id string) {
+// enqueue has the container of an event inspected after now. The attributes of an event
+// have the container's labels, so that a task's is known at once.
+func (x *Index) enqueue(m *events.Message) {
+	id, p := m.Actor.ID, other
+	if m.Type == events.NetworkEventType {
+		id = m.Actor.Attributes["container"]
+	}
+	if len(id) < shortID {
+		return
+	}
+	runs := m.Action == events.ActionStart
+	ends := m.Action == events.ActionDie || m.Action == actionDied
+	if (runs || ends) && m.Actor.Attributes[ecs.LabelTaskARN] != "" {
+		p = urgent
+	}
 	x.mu.Lock()
-	x.backlog.add(id)
+	ins := x.backlog.add(id, p)
+	ins.reportEnd = ins.reportEnd || runs || ends
 	x.contact = time.Now()
 	x.mu.Unlock()
 	x.gen.Add(1)
@@ -114,11 +128,7 @@ func (x *Index) probe(ctx context.Context) error {
 		}
 		x.mu.Lock()
 		x.contact = time.Now()
-		failed, example := len(x.backlog.failed), error(nil)
-		for id, err := range x.backlog.failed {
-			example = err
-			x.backlog.add(id)
-		}
+		failed, example := x.backlog.retry()
 		x.mu.Unlock()
 		if failed != reported && failed > 0 {
 			x.cfg.Logger.Warn("some containers cannot be inspected", "containers", failed, "err", example)
@@ -180,9 +190,10 @@ func (x *Index) resync(ctx context.Context, stale staleness) error {
 	x.mu.Lock()
 	for id := range x.catalogue.entries {
 		if _, ok := seen[id]; !ok {
-			x.backlog.add(id)
+			x.backlog.add(id, other)
 		}
 	}
+	x.reportAll()
 	x.contact = time.Now()
 	x.mu.Unlock()
 	x.gen.Add(1)
@@ -203,17 +214,21 @@ func (x *Index) note(page []container.Summary, stale staleness) {
 			x.catalogue.put(e)
 		}
 		if stale(e, s) {
-			x.backlog.add(s.ID)
+			p := other
+			if e.arn != "" && s.State == container.StateRunning {
+				p = ofTask
+			}
+			x.backlog.add(s.ID, p)
 		}
 	}
 	x.gen.Add(1)
 }
 
-// work inspects what there is to inspect, until ctx ends or the daemon is gone.
-func (x *Index) work(ctx context.Context) error {
+// work inspects what take gives, until ctx ends or the daemon is gone.
+func (x *Index) work(ctx context.Context, take func(context.Context) (string, *inspection, bool)) error {
 	for {
 		x.mu.Lock()
-		id, l, ok := x.backlog.take(ctx)
+		id, ins, ok := take(ctx)
 		x.mu.Unlock()
 		if !ok {
 			return ctx.Err()
@@ -223,14 +238,7 @@ func (x *Index) work(ctx context.Context) error {
 			return err
 		}
 		x.mu.Lock()
-		switch {
-		case err == nil:
-			x.replace(e)
-		case errors.Is(err, ErrNoContainer):
-			x.catalogue.remove(id)
-			err = nil
-		}
-		x.backlog.finish(id, l, err)
+		x.learn(id, ins, e, err)
 		x.mu.Unlock()
 		x.gen.Add(1)
 	}
@@ -264,10 +272,10 @@ func (x *Index) replace(e *entry) {
 	}
 }
 
-// look asks the daemon directly for the containers of a binding that the index does not
+// search asks the daemon directly for the containers of a binding that the index does not
 // know, because they may have been made a moment ago. They are noted together: a request
 // that comes in between must not take some of them for all.
-func (x *Index) look(ctx context.Context, b *ecs.Binding) error {
+func (x *Index) search(ctx context.Context, b *ecs.Binding) error {
 	var found []container.Summary
 	var errs []error
 	for _, ask := range []struct{ filter, value string }{

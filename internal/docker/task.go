@@ -28,8 +28,8 @@ type view struct {
 	addrsAt  time.Time
 	addrsErr error
 
-	turn   chan struct{} // holds one token while a look at the daemon goes on
-	looked time.Time     // when the last one was over
+	turn     chan struct{} // holds one token while the daemon is searched
+	searched time.Time     // when the last search was over
 }
 
 // views finds the view of a binding. It does not keep the binding alive: the collector
@@ -70,8 +70,8 @@ func (vs *views) drop(key weak.Pointer[ecs.Binding]) {
 // Task returns the task of a binding, the same pointer for as long as nothing of it
 // changes, and how long ago that was known to be so if the daemon is gone, else 0.
 //
-// It waits, for two seconds at most, for what is known to have changed to be looked at,
-// and looks for a task that is not known at all once a second and no more often. Errors:
+// It waits, for two seconds at most, for what is known to have changed to be inspected,
+// and searches for a task that is not known at all once a second and no more often. Errors:
 // [ecs.ErrTaskNotReady] if the daemon knows no container of the task,
 // [ecs.ErrDockerUnavailable] if it cannot be asked.
 func (x *Index) Task(ctx context.Context, b *ecs.Binding) (*ecs.Task, time.Duration, error) {
@@ -85,7 +85,7 @@ func (x *Index) Task(ctx context.Context, b *ecs.Binding) (*ecs.Task, time.Durat
 	case <-x.tried:
 	case <-ctx.Done():
 	}
-	for looked := false; ; {
+	for searched := false; ; {
 		t, pending := x.assemble(v, b, ctx.Err() == nil)
 		if pending != nil {
 			select {
@@ -100,11 +100,11 @@ func (x *Index) Task(ctx context.Context, b *ecs.Binding) (*ecs.Task, time.Durat
 		if x.lost.Load() != nil {
 			return nil, 0, ecs.ErrDockerUnavailable
 		}
-		if looked {
+		if searched {
 			return nil, 0, ecs.ErrTaskNotReady
 		}
-		looked = true
-		if err := x.lookOnce(ctx, v, b); err != nil {
+		searched = true
+		if err := x.searchOnce(ctx, v, b); err != nil {
 			return nil, 0, fmt.Errorf("%w: %w", ecs.ErrDockerUnavailable, err)
 		}
 	}
@@ -163,8 +163,8 @@ func (x *Index) members(b *ecs.Binding, wait bool) (members []*ecs.Container, ow
 	f := x.catalogue.family(b)
 	wait = wait && x.lost.Load() == nil
 	for _, e := range f.members {
-		if wait && x.hurry(e) {
-			pending = x.backlog.looks[e.id].done
+		if wait && x.prioritize(e) {
+			pending = x.backlog.inspections[e.id].done
 		}
 		if e.container != nil {
 			members = append(members, e.container)
@@ -180,18 +180,18 @@ func (x *Index) members(b *ecs.Binding, wait bool) (members []*ecs.Container, ow
 	return members, owner, pid, pending
 }
 
-// hurry has the container inspected soon if it is about to be at all, and reports whether
-// that is worth waiting for: one that has been inspected before is not once the daemon
-// has kept us waiting.
-func (x *Index) hurry(e *entry) bool {
-	l := x.backlog.looks[e.id]
-	if l == nil || x.backlog.failed[e.id] != nil {
+// prioritize has the container inspected soon if it is about to be at all, and reports
+// whether that is worth waiting for: one that has been inspected before is not once the
+// daemon has kept us waiting.
+func (x *Index) prioritize(e *entry) bool {
+	ins := x.backlog.inspections[e.id]
+	if ins == nil || x.backlog.failed[e.id] != nil {
 		return false
 	}
-	if e.container != nil && time.Since(l.since) > x.times.patience {
+	if e.container != nil && time.Since(ins.since) > x.times.patience {
 		return false
 	}
-	x.backlog.hurry(e.id, l)
+	x.backlog.prioritize(e.id, ins, awaited)
 	return true
 }
 
@@ -219,20 +219,20 @@ func (x *Index) readAddrs(v *view, pid int) bool {
 	return !slices.Equal(before, v.addrs)
 }
 
-// lookOnce looks for the containers of an unknown task. Requests that come meanwhile wait
-// for the same look.
-func (x *Index) lookOnce(ctx context.Context, v *view, b *ecs.Binding) error {
+// searchOnce searches for the containers of an unknown task. Requests that come meanwhile
+// wait for the same search.
+func (x *Index) searchOnce(ctx context.Context, v *view, b *ecs.Binding) error {
 	select {
 	case v.turn <- struct{}{}:
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 	defer func() { <-v.turn }()
-	if time.Since(v.looked) < x.times.look {
+	if time.Since(v.searched) < x.times.search {
 		return nil
 	}
-	err := x.look(ctx, b)
-	v.looked = time.Now()
+	err := x.search(ctx, b)
+	v.searched = time.Now()
 	if err != nil && errors.Is(ctx.Err(), context.Canceled) {
 		return nil // the client has left
 	}

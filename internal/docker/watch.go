@@ -1,0 +1,103 @@
+package docker
+
+import (
+	"errors"
+	"fmt"
+
+	"taskmeta/internal/ecs"
+)
+
+// A Watcher is told what becomes of the containers, in the order in which the index learns
+// it. Its functions must not wait, nor call the index, which is locked.
+type Watcher struct {
+	// Changed is told of a container that runs, whenever it was inspected or found in the
+	// list, changed or not; and of one that has ended: with Pid 0, and with its ID alone if
+	// the daemon does not know it any more.
+	Changed func(Container)
+	// Listed says that all containers were compared with the daemon's list. Those that
+	// changed are told of when they have been inspected.
+	Listed func()
+	// Lost says that nothing is told until the daemon is back, and why.
+	Lost func(error)
+}
+
+// Watch has w told what becomes of the containers, beginning with those that run now, until
+// stop is called. There is one watcher at a time.
+func (x *Index) Watch(w Watcher) (stop func()) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.watcher = &w
+	switch {
+	case x.lost.Load() == nil:
+		x.reportAll()
+	case x.err != nil:
+		x.reportLost()
+	}
+	return func() {
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		x.watcher = nil
+	}
+}
+
+// Recheck has a container inspected before others, and the watcher told of it whatever
+// comes of it.
+func (x *Index) Recheck(id string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.backlog.add(id, urgent).reportEnd = true
+}
+
+// learn takes down what an inspection says, and tells the watcher.
+func (x *Index) learn(id string, ins *inspection, e *entry, err error) {
+	before := x.catalogue.entries[id]
+	gone := errors.Is(err, ErrNoContainer)
+	switch {
+	case gone:
+		x.catalogue.remove(id)
+		err = nil
+	case err == nil:
+		x.replace(e)
+	}
+	if err == nil {
+		x.report(id, ins, before)
+	}
+	x.backlog.finish(id, ins, err)
+}
+
+// report tells the watcher what an inspection has changed. That a container has ended is
+// told by the last of several inspections: it may be running again.
+func (x *Index) report(id string, ins *inspection, before *entry) {
+	now := Container{ID: id}
+	if e := x.catalogue.entries[id]; e != nil {
+		now = e.summary()
+	}
+	switch {
+	case x.watcher == nil:
+	case now.Pid == 0 && !ins.reportEnd && (before == nil || before.pid == 0):
+	case now.Pid == 0 && ins.again:
+		ins.reportEnd = true
+	default:
+		x.watcher.Changed(now)
+	}
+}
+
+// reportAll tells the watcher of the containers that run, but for those that are about to
+// be inspected.
+func (x *Index) reportAll() {
+	if x.watcher == nil {
+		return
+	}
+	for id, e := range x.catalogue.entries {
+		if e.pid != 0 && x.backlog.inspections[id] == nil {
+			x.watcher.Changed(e.summary())
+		}
+	}
+	x.watcher.Listed()
+}
+
+func (x *Index) reportLost() {
+	if x.watcher != nil {
+		x.watcher.Lost(fmt.Errorf("%w: %w", ecs.ErrDockerUnavailable, x.err))
+	}
+}
