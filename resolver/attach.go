@@ -10,22 +10,28 @@ import (
 	"github.com/spf13/cobra"
 
 	"taskmeta/internal/attach"
+	"taskmeta/internal/docker"
 )
 
 // commandTime bounds a command that asks others to do something.
 const commandTime = time.Minute
 
-// attacher makes the attacher that the flags describe.
-func (f *flags) attacher(log *slog.Logger) (*attach.Attacher, error) {
+// client makes a client of the daemon that the flags name.
+func (f *flags) client() (*docker.Client, error) {
 	if err := f.checkDockerHost(); err != nil {
 		return nil, err
 	}
+	return docker.NewClient(f.dockerHost)
+}
+
+// attacher makes the attacher that the flags describe.
+func (f *flags) attacher(daemon *docker.Client, log *slog.Logger) (*attach.Attacher, error) {
 	bridge := f.bridge
 	if !f.hasBridge() {
 		bridge = "" // the resolver has none of its own; the plugins' stays
 	}
 	return attach.New(attach.Config{
-		DockerHost: f.dockerHost,
+		Docker:     daemon,
 		DB:         f.db,
 		PluginPath: filepath.SplitList(f.cniPath),
 		Network:    f.network,
@@ -100,7 +106,11 @@ The container may have ended; one that is removed is named by its full ID.`,
 
 // withAttacher runs a command that needs an attacher.
 func withAttacher(cmd *cobra.Command, f *flags, do func(context.Context, *attach.Attacher) error) error {
-	at, err := f.attacher(slog.Default())
+	daemon, err := f.client()
+	if err != nil {
+		return err
+	}
+	at, err := f.attacher(daemon, slog.Default())
 	if err != nil {
 		return err
 	}

@@ -192,13 +192,13 @@ func withRows(cmd *cobra.Command, f *flags, do func([]row) error) error {
 
 // containerNames are the names of Docker's containers by ID, none if it cannot be asked.
 func containerNames(ctx context.Context, f *flags) map[string]string {
-	at, err := f.attacher(nil)
+	daemon, err := f.client()
 	if err != nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, namesTime)
 	defer cancel()
-	names, err := at.Names(ctx)
+	names, err := daemon.Names(ctx)
 	if err != nil {
 		return nil
 	}

@@ -128,7 +128,7 @@ func (s settings) open() (_ *parts, err error) {
 	if r.bindings, err = bindingdb.NewReader(s.db, bindingdb.Options{}); err != nil {
 		return nil, err
 	}
-	client, err := docker.NewClient(s.dockerHost)
+	client, err := s.client()
 	if err != nil {
 		return nil, err
 	}
@@ -170,7 +170,7 @@ func (s settings) open() (_ *parts, err error) {
 		}
 	}
 	if s.autoAttach {
-		if r.attacher, err = s.attacher(r.log); err != nil {
+		if r.attacher, err = s.attacher(client, r.log); err != nil {
 			return nil, err
 		}
 	}
@@ -190,7 +190,7 @@ func (r *parts) allBindings() ([]*ecs.Binding, error) {
 func (r *parts) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	if r.attacher != nil {
-		g.Go(func() error { return r.attacher.Run(ctx) })
+		g.Go(func() error { return r.attacher.Run(ctx, r.index) })
 	}
 	answering, answered := context.WithCancel(context.WithoutCancel(ctx))
 	g.Go(func() error { return r.index.Run(answering) })

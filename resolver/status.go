@@ -21,6 +21,7 @@ import (
 	"taskmeta/internal/admin"
 	"taskmeta/internal/attach"
 	"taskmeta/internal/bindingdb"
+	"taskmeta/internal/docker"
 	"taskmeta/internal/ecs"
 	"taskmeta/internal/endpoint"
 	"taskmeta/internal/guard"
@@ -56,11 +57,15 @@ are given to status too. Exit code 1: something is not in place.`,
 			if err := f.checkAdmin(); err != nil {
 				return err
 			}
-			at, err := f.attacher(slog.Default())
+			daemon, err := f.client()
 			if err != nil {
 				return err
 			}
-			found := runChecks(cmd.Context(), at, &f, mode, listen)
+			at, err := f.attacher(daemon, slog.Default())
+			if err != nil {
+				return err
+			}
+			found := runChecks(cmd.Context(), daemon, at, &f, mode, listen)
 			if asJSON {
 				err = writeJSON(cmd.OutOrStdout(), found)
 			} else {
@@ -81,7 +86,7 @@ are given to status too. Exit code 1: something is not in place.`,
 }
 
 // runChecks makes every check, the last ones by what the resolver says of itself.
-func runChecks(ctx context.Context, at *attach.Attacher, f *flags, mode guard.Mode, listen []netip.AddrPort) []finding {
+func runChecks(ctx context.Context, daemon *docker.Client, at *attach.Attacher, f *flags, mode guard.Mode, listen []netip.AddrPort) []finding {
 	ctx, cancel := context.WithTimeout(ctx, commandTime)
 	defer cancel()
 	var found []finding
@@ -93,7 +98,7 @@ func runChecks(ctx context.Context, at *attach.Attacher, f *flags, mode guard.Mo
 		found = append(found, finding{name, err == nil, says})
 		return err == nil
 	}
-	check("daemon", func() (string, error) { return at.Daemon(ctx) })
+	check("daemon", func() (string, error) { return daemon.Version(ctx) })
 	if check("plugins", func() (string, error) {
 		paths, err := at.Plugins(ctx)
 		return strings.Join(paths, ", "), err

@@ -14,11 +14,12 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
-	"github.com/docker/docker/client"
 
 	"taskmeta/internal/bindingdb"
+	"taskmeta/internal/docker"
 	"taskmeta/internal/ecs"
 	"taskmeta/internal/link"
+	"taskmeta/internal/netns"
 )
 
 // IfName is the name of the interface in the container, the one that the ECS agent gives
@@ -27,8 +28,8 @@ const IfName = "ecs-eth0"
 
 // A Config says which containers are attached to what.
 type Config struct {
-	// DockerHost is the daemon's URL; "" stands for DOCKER_HOST or else Docker's default.
-	DockerHost string
+	// Docker is asked for the containers.
+	Docker *docker.Client
 	// DB is the bindings file, which is handed to the plugins. Beside it stand a lock and
 	// what libcni keeps of each attachment.
 	DB string
@@ -47,10 +48,7 @@ type Attacher struct {
 	Config
 	network  *libcni.NetworkConfigList
 	cni      *libcni.CNIConfig
-	docker   *client.Client
 	bindings *bindingdb.Reader
-
-	alignEvery time.Duration
 }
 
 // New reads the network's configuration. The daemon and the bindings file need not be
@@ -59,14 +57,6 @@ func New(c Config) (*Attacher, error) {
 	network, err := c.load()
 	if err != nil {
 		return nil, err
-	}
-	options := []client.Opt{client.FromEnv, client.WithAPIVersionNegotiation()}
-	if c.DockerHost != "" {
-		options = append(options, client.WithHost(c.DockerHost))
-	}
-	docker, err := client.NewClientWithOpts(options...)
-	if err != nil {
-		return nil, fmt.Errorf("the Docker daemon's URL: %w", err)
 	}
 	bindings, err := bindingdb.NewReader(c.DB, bindingdb.Options{})
 	if err != nil {
@@ -77,10 +67,7 @@ func New(c Config) (*Attacher, error) {
 		Config:   c,
 		network:  network,
 		cni:      libcni.NewCNIConfigWithCacheDir(c.PluginPath, cache, nil),
-		docker:   docker,
 		bindings: bindings,
-
-		alignEvery: alignEvery,
 	}, nil
 }
 
@@ -88,21 +75,21 @@ func New(c Config) (*Attacher, error) {
 type Attached struct {
 	// Container is the one that owns the network namespace: the one asked for, or the one
 	// whose network it shares.
-	Container Container
+	Container docker.Container
 	Binding   *ecs.Binding
 	// Already is set if nothing had to be done.
 	Already bool
 }
 
 // Attach attaches a running container, given by name or ID, or the container whose network
-// it shares. Errors: [ErrNoContainer], [ErrNotRunning], [ErrHostNetwork],
+// it shares. Errors: [docker.ErrNoContainer], [ErrNotRunning], [ErrHostNetwork],
 // [ecs.ErrDockerUnavailable], and those of the plugins.
 func (a *Attacher) Attach(ctx context.Context, name string) (Attached, error) {
 	owner, err := a.owner(ctx, name)
 	if err != nil {
 		return Attached{}, err
 	}
-	free, err := a.lock(ctx, alone)
+	free, err := a.lock(ctx, exclusive)
 	if err != nil {
 		return Attached{}, err
 	}
@@ -116,12 +103,12 @@ func (a *Attacher) Detach(ctx context.Context, name string) (*ecs.Binding, error
 	owner, err := a.owner(ctx, name)
 	id := owner.ID
 	switch {
-	case errors.Is(err, ErrNoContainer):
+	case errors.Is(err, docker.ErrNoContainer):
 		id = name
 	case err != nil && !errors.Is(err, ErrNotRunning) && !errors.Is(err, ErrHostNetwork):
 		return nil, err
 	}
-	free, err := a.lock(ctx, alone)
+	free, err := a.lock(ctx, exclusive)
 	if err != nil {
 		return nil, err
 	}
@@ -131,13 +118,13 @@ func (a *Attacher) Detach(ctx context.Context, name string) (*ecs.Binding, error
 
 // add attaches a container that owns its namespace. What is left of an earlier life of the
 // container, or of an attempt that was cut short, is removed first.
-func (a *Attacher) add(ctx context.Context, c Container) (Attached, error) {
+func (a *Attacher) add(ctx context.Context, c docker.Container) (Attached, error) {
 	key := a.key(c.ID)
 	bound, err := a.binding(key)
 	if err != nil {
 		return Attached{}, err
 	}
-	has, err := addresses(c.netns())
+	has, err := addresses(netns.Path(c.Pid))
 	if err != nil {
 		return Attached{}, err
 	}
@@ -145,7 +132,7 @@ func (a *Attacher) add(ctx context.Context, c Container) (Attached, error) {
 		return Attached{c, bound, true}, nil
 	}
 	if bound != nil || len(has) > 0 {
-		if err := a.del(ctx, key, c.netns()); err != nil {
+		if err := a.del(ctx, key, netns.Path(c.Pid)); err != nil {
 			return Attached{}, err
 		}
 	}
@@ -155,7 +142,7 @@ func (a *Attacher) add(ctx context.Context, c Container) (Attached, error) {
 	}
 	verb, cancel := inFull(ctx)
 	defer cancel()
-	if _, err := a.cni.AddNetworkList(verb, list, runtimeConf(key, c.netns())); err != nil {
+	if _, err := a.cni.AddNetworkList(verb, list, runtimeConf(key, netns.Path(c.Pid))); err != nil {
 		return Attached{}, fmt.Errorf("attaching %s: %w", c.Name, err)
 	}
 	if bound, err = a.binding(key); err == nil && bound == nil {
@@ -236,20 +223,20 @@ func runtimeConf(key ecs.Attachment, netns string) *libcni.RuntimeConf {
 	return &libcni.RuntimeConf{ContainerID: key.Container, IfName: key.IfName, NetNS: netns}
 }
 
-// Whoever attaches or detaches one container by hand is alone. The services of the host,
-// which each see to it that they do one thing to a container at a time, are together.
+// How the lock is held. Whoever attaches or detaches one container by hand has it alone. The
+// services of the host, which each do one thing to a container at a time, share it.
 const (
-	alone    = true
-	together = false
+	exclusive = true
+	shared    = false
 )
 
-// lock waits for its turn and returns how to end it.
-func (a *Attacher) lock(ctx context.Context, alone bool) (free func(), err error) {
+// lock waits for the lock and returns what frees it.
+func (a *Attacher) lock(ctx context.Context, exclusive bool) (free func(), err error) {
 	dir := filepath.Dir(a.DB)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the directory of the bindings file: %w", err)
 	}
-	f, err := bindingdb.Lock(ctx, filepath.Join(dir, "attach.lock"), alone)
+	f, err := bindingdb.Lock(ctx, filepath.Join(dir, "attach.lock"), exclusive)
 	if err != nil {
 		return nil, fmt.Errorf("waiting for others that attach containers: %w", err)
 	}

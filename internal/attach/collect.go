@@ -19,7 +19,7 @@ const settled = time.Minute
 // Collect frees the bindings of all networks whose network namespace is gone, and returns
 // them.
 func (a *Attacher) Collect(ctx context.Context) ([]*ecs.Binding, error) {
-	free, err := a.lock(ctx, alone)
+	free, err := a.lock(ctx, exclusive)
 	if err != nil {
 		return nil, err
 	}
@@ -28,6 +28,19 @@ func (a *Attacher) Collect(ctx context.Context) ([]*ecs.Binding, error) {
 }
 
 func (a *Attacher) collect(ctx context.Context, of func(*ecs.Binding) bool) (freed []*ecs.Binding, err error) {
+	gone, err := a.gone(of)
+	for _, b := range gone {
+		e := a.del(ctx, b.Attachment, "")
+		if e == nil {
+			freed = append(freed, b)
+		}
+		err = errors.Join(err, e)
+	}
+	return freed, err
+}
+
+// gone are those of the bindings whose network namespace is gone.
+func (a *Attacher) gone(of func(*ecs.Binding) bool) (gone []*ecs.Binding, err error) {
 	s, err := a.bindings.Snapshot()
 	if err != nil {
 		return nil, err
@@ -40,15 +53,13 @@ func (a *Attacher) collect(ctx context.Context, of func(*ecs.Binding) bool) (fre
 		if !of(b) || attached[b.Attachment] {
 			continue
 		}
-		gone, e := isGone(b, time.Now())
-		if e == nil && gone {
-			if e = a.del(ctx, b.Attachment, ""); e == nil {
-				freed = append(freed, b)
-			}
+		is, e := isGone(b, time.Now())
+		if is {
+			gone = append(gone, b)
 		}
 		err = errors.Join(err, e)
 	}
-	return freed, err
+	return gone, err
 }
 
 // veths are the attachments that have a veth pair. The kernel removes a pair with the

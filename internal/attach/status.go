@@ -8,15 +8,6 @@ import (
 	"github.com/containernetworking/cni/pkg/invoke"
 )
 
-// Daemon asks the Docker daemon for its version and says where it is.
-func (a *Attacher) Daemon(ctx context.Context) (string, error) {
-	v, err := a.docker.ServerVersion(ctx)
-	if err != nil {
-		return "", a.unavailable(err)
-	}
-	return fmt.Sprintf("Docker %s at %s", v.Version, a.docker.DaemonHost()), nil
-}
-
 // Plugins looks for the plugins of the network, asks them whether they know its version of
 // CNI, and returns their paths.
 func (a *Attacher) Plugins(ctx context.Context) ([]string, error) {
