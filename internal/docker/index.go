@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"taskmeta/internal/ecs"
+	"taskmeta/internal/weakmap"
 )
 
 // Config is what an [Index] needs. Its functions are called at once from many goroutines.
@@ -83,7 +84,7 @@ type Index struct {
 
 	events, resyncs atomic.Uint64
 
-	views   views
+	views   *weakmap.Map[ecs.Binding, view]
 	streams streams
 
 	mu        sync.Mutex // for what follows
@@ -102,7 +103,7 @@ func New(cfg Config) *Index {
 		cfg: cfg, daemon: cfg.Client, times: defaultTimes,
 		tried: make(chan struct{}), since: now, contact: now,
 		catalogue: newCatalogue(),
-		views:     newViews(),
+		views:     weakmap.New[ecs.Binding](newView),
 	}
 	x.backlog.init(&x.mu)
 	x.lost.Store(&now)

@@ -644,7 +644,7 @@ func TestAddressesOfTheNamespace(t *testing.T) {
 	addrs.Store(nil)
 	task := mustTask(t, x, b)
 	await(t, "a second reading", func() error {
-		if v := x.views.get(b); v.current(x) == nil {
+		if v := x.views.Get(b); v.current(x) == nil {
 			mustTask(t, x, b)
 			return nil
 		}
@@ -666,9 +666,7 @@ func TestAViewGoesWithItsBinding(t *testing.T) {
 	}
 	await(t, "the views to go", func() error {
 		runtime.GC()
-		x.views.mu.RLock()
-		defer x.views.mu.RUnlock()
-		if n := len(x.views.of); n > 0 {
+		if n := x.views.Len(); n > 0 {
 			return fmt.Errorf("%d are left", n)
 		}
 		return nil

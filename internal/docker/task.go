@@ -5,12 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"time"
-	"weak"
 
 	"taskmeta/internal/ecs"
 )
@@ -32,40 +30,7 @@ type view struct {
 	searched time.Time     // when the last search was over
 }
 
-// views finds the view of a binding. It does not keep the binding alive: the collector
-// takes the view with it.
-type views struct {
-	mu sync.RWMutex
-	of map[weak.Pointer[ecs.Binding]]*view
-}
-
-func newViews() views {
-	return views{of: make(map[weak.Pointer[ecs.Binding]]*view)}
-}
-
-func (vs *views) get(b *ecs.Binding) *view {
-	key := weak.Make(b)
-	vs.mu.RLock()
-	v := vs.of[key]
-	vs.mu.RUnlock()
-	if v != nil {
-		return v
-	}
-	vs.mu.Lock()
-	defer vs.mu.Unlock()
-	if v = vs.of[key]; v == nil {
-		v = &view{turn: make(chan struct{}, 1)}
-		vs.of[key] = v
-		runtime.AddCleanup(b, vs.drop, key)
-	}
-	return v
-}
-
-func (vs *views) drop(key weak.Pointer[ecs.Binding]) {
-	vs.mu.Lock()
-	defer vs.mu.Unlock()
-	delete(vs.of, key)
-}
+func newView() *view { return &view{turn: make(chan struct{}, 1)} }
 
 // Task returns the task of a binding, the same pointer for as long as nothing of it
 // changes, and how long ago that was known to be so if the daemon is gone, else 0.
@@ -75,7 +40,7 @@ func (vs *views) drop(key weak.Pointer[ecs.Binding]) {
 // [ecs.ErrTaskNotReady] if the daemon knows no container of the task,
 // [ecs.ErrDockerUnavailable] if it cannot be asked.
 func (x *Index) Task(ctx context.Context, b *ecs.Binding) (*ecs.Task, time.Duration, error) {
-	v := x.views.get(b)
+	v := x.views.Get(b)
 	if t := v.current(x); t != nil {
 		return t, x.age(), nil
 	}
@@ -113,7 +78,7 @@ func (x *Index) Task(ctx context.Context, b *ecs.Binding) (*ecs.Task, time.Durat
 // Known returns the task of a binding as far as it is known, nil if it is not. Nobody is
 // asked, and nobody waited for: it is for those who look at all tasks.
 func (x *Index) Known(b *ecs.Binding) *ecs.Task {
-	v := x.views.get(b)
+	v := x.views.Get(b)
 	if t := v.current(x); t != nil {
 		return t
 	}

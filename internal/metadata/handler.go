@@ -129,7 +129,7 @@ func (s *Server) attribute(ctx context.Context, c *conn) error {
 			return witnessFailed.because(err)
 		}
 	}
-	c.tenant = s.tenants.get(b)
+	c.tenant = s.tenants.Get(b)
 	c.binding.Store(b)
 	return nil
 }

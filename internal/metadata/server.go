@@ -11,11 +11,11 @@ import (
 	"net/http"
 	"net/netip"
 	"time"
-	"weak"
 
 	"golang.org/x/time/rate"
 
 	"taskmeta/internal/ecs"
+	"taskmeta/internal/weakmap"
 )
 
 // DefaultMaxConns leaves room for 256 clients in a task that open a connection for each
@@ -84,7 +84,7 @@ const (
 type Server struct {
 	cfg     Config
 	conns   conns
-	tenants tenants
+	tenants *weakmap.Map[ecs.Binding, tenant]
 	// strangers limits refusals on connections that no task is known of.
 	strangers *rate.Limiter
 	warnings  map[*refusal]*warnings
@@ -102,7 +102,7 @@ func New(cfg Config) *Server {
 	s := &Server{
 		cfg:       cfg,
 		conns:     conns{limit: cfg.MaxConns, of: make(map[netip.Addr]map[net.Conn]*conn)},
-		tenants:   tenants{rate: limit, burst: cfg.Burst, of: make(map[weak.Pointer[ecs.Binding]]*tenant)},
+		tenants:   weakmap.New[ecs.Binding](func() *tenant { return newTenant(limit, cfg.Burst) }),
 		strangers: newRefusalLimiter(),
 		warnings:  make(map[*refusal]*warnings),
 	}

@@ -411,9 +411,7 @@ func TestEndedBindingLeavesNothing(t *testing.T) {
 	world.unbind(taskAddr)
 	for deadline := time.Now().Add(10 * time.Second); ; runtime.Gosched() {
 		runtime.GC() // cleanups run after a collection, on a goroutine of the runtime's
-		s.tenants.mu.Lock()
-		left := len(s.tenants.of)
-		s.tenants.mu.Unlock()
+		left := s.tenants.Len()
 		if left == 0 {
 			return
 		}
