@@ -139,7 +139,7 @@ func portOfAClient(t *testing.T, addr string) (at string, client *net.TCPConn) {
 	return c.LocalAddr().String(), c.(*net.TCPConn)
 }
 
-// The kernel's table of sockets is read as it writes it: what listens is found, IPv6 too,
+// What listens is found in the kernel's table of sockets, IPv6 too,
 // and what does not is not.
 func TestListeners(t *testing.T) {
 	t.Parallel()
