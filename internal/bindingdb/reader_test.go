@@ -9,29 +9,10 @@ import (
 	"testing"
 	"time"
 
-	"go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
 	"taskmeta/internal/ecs"
 )
-
-func newReader(t testing.TB, path string) *Reader {
-	t.Helper()
-	r, err := NewReader(path, Options{BootID: thisBoot})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return r
-}
-
-func mustBinding(t testing.TB, r *Reader, addr netip.Addr) *ecs.Binding {
-	t.Helper()
-	b, err := r.Binding(addr)
-	if err != nil {
-		t.Fatalf("%s: %v", addr, err)
-	}
-	return b
-}
 
 // Beside writers at full speed, every binding is there once Acquire has returned and gone
 // once Release has, for readers that share one Reader.
@@ -201,29 +182,6 @@ func TestMetasThatAreGone(t *testing.T) {
 	}
 }
 
-func fillPool(tb testing.TB, path string, n int) {
-	tb.Helper()
-	want := Want{Pool: mustPool(tb, "169.254.172.0/22")}
-	if err := with(tb, path, func(s *Store) error {
-		return s.db.Update(func(tx *bbolt.Tx) error {
-			v, err := open(tx, path)
-			for i := range n {
-				addr, pickErr := v.pick(want)
-				b := ecs.Binding{
-					Attachment: attachment(i), Addrs: []netip.Prefix{addr}, Netns: "/proc/12345/ns/net",
-					ID:      "5d9c1a0d7b3e4f6a8b9c0d1e2f3a4b5c6d7e8f9a0b1c2d3e4f5a6b7c8d9e0f1a",
-					TaskARN: "arn:aws:ecs:eu-west-1:123456789012:task/cluster/0123456789abcdef0123456789abcdef",
-					BootID:  thisBoot, Created: time.Now(),
-				}
-				err = errors.Join(err, pickErr, v.grant(b))
-			}
-			return err
-		})
-	}); err != nil {
-		tb.Fatal(err)
-	}
-}
-
 func BenchmarkUnchangedFile(b *testing.B) {
 	path := newPath(b)
 	fillPool(b, path, 1021)
@@ -261,19 +219,5 @@ func BenchmarkFirstLoad(b *testing.B) {
 		if _, err := newReader(b, path).Snapshot(); err != nil {
 			b.Fatal(err)
 		}
-	}
-}
-
-func BenchmarkAcquireRelease(b *testing.B) {
-	for name, taken := range map[string]int{"none taken": 0, "1000 taken": 1000} {
-		b.Run(name, func(b *testing.B) {
-			path := newPath(b)
-			fillPool(b, path, taken)
-			want := Want{Pool: mustPool(b, "169.254.172.0/22")}
-			for b.Loop() {
-				mustAcquire(b, path, attachment(2000), want)
-				release(b, path, attachment(2000))
-			}
-		})
 	}
 }
