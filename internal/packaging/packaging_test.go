@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -139,6 +140,25 @@ func TestPackageHoldsWhatItShould(t *testing.T) {
 		if got := links["/usr/lib/cni/"+plugin]; got != "/opt/cni/bin/"+plugin {
 			t.Errorf("/usr/lib/cni/%s leads to %q", plugin, got)
 		}
+	}
+}
+
+// For another machine's architecture nothing is run that was built for it: neither for the
+// manual pages, nor to make the package.
+func TestPackageForAnotherArchitecture(t *testing.T) {
+	debian(t)
+	other := "arm64"
+	if runtime.GOARCH == other {
+		other = "amd64"
+	}
+	dir := t.TempDir()
+	// The programs stay those of this machine, which others test.
+	if err := makes("--assume-old=build", "deb", "GOARCH="+other, "DIST="+dir); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("dpkg-deb", "--field", only(t, dir, "*.deb"), "Architecture").CombinedOutput()
+	if got := strings.TrimSpace(string(out)); err != nil || got != other {
+		t.Errorf("the package is for %s (%v), want %s", got, err, other)
 	}
 }
 
