@@ -22,7 +22,7 @@ import (
 
 // metric is the value of one of the resolver's.
 func (w *world) metric(name string) (string, error) {
-	status, body, err := w.host.Ask(context.Background(), "http://127.0.0.1:51680/metrics")
+	status, body, err := w.resolver.Admin(context.Background(), "/metrics")
 	if err != nil || status != http.StatusOK {
 		return "", fmt.Errorf("/metrics: %d %w", status, err)
 	}
@@ -54,7 +54,7 @@ func (w *world) status() (string, error) {
 func (w *world) alarmed(t testing.TB, port string) {
 	t.Helper()
 	w.awaitMetric(t, "taskmeta_guard_unknown_ports", "1")
-	if log := w.logged(t); !strings.Contains(log, "an unknown port on the bridge") || !strings.Contains(log, fmt.Sprintf(`"port":%q`, port)) {
+	if log := w.resolver.Log(); !strings.Contains(log, "an unknown port on the bridge") || !strings.Contains(log, fmt.Sprintf(`"port":%q`, port)) {
 		t.Errorf("the log does not tell of port %s", port)
 	}
 	out, err := w.status()
@@ -107,7 +107,7 @@ func TestAFlushIsMended(t *testing.T) {
 			if diff := cmp.Diff(before, rules()); diff != "" {
 				t.Errorf("after the repair (-before +after):\n%s", diff)
 			}
-			if log := w.logged(t); !strings.Contains(log, "the endpoint was made whole again") || !strings.Contains(log, "ports were guarded again") {
+			if log := w.resolver.Log(); !strings.Contains(log, "the endpoint was made whole again") || !strings.Contains(log, "ports were guarded again") {
 				t.Error("the log does not tell of the repair")
 			}
 			w.whole(t)
@@ -123,7 +123,7 @@ func TestAFlushIsMended(t *testing.T) {
 					t.Run(name, func(t *testing.T) { w.mustFail(t, a) })
 				}
 			}
-			if _, err := w.cni("CHECK", w.victim.container, w.victim.netns, w.checkConf(w.victim)); err != nil {
+			if _, err := w.cni("ecs-bridge", "CHECK", w.victim.container, w.victim.netns, w.checkConf(w.victim)); err != nil {
 				t.Error(err)
 			}
 		})

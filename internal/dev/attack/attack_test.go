@@ -157,7 +157,7 @@ func (w *world) storm(t *testing.T) (end func() int) {
 				default:
 				}
 				for _, verb := range []string{"ADD", "DEL"} {
-					if _, err := w.cni(verb, name, ns.Path(), w.conf(name)); err != nil {
+					if _, err := w.cni("ecs-bridge", verb, name, ns.Path(), w.conf(name)); err != nil {
 						t.Error(err)
 						return
 					}

@@ -1,11 +1,7 @@
 package attack
 
 import (
-	"fmt"
 	"io"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -83,11 +79,7 @@ func TestAnAnswerUnderWay(t *testing.T) {
 // free is the IPAM plugin's DEL alone.
 func (w *world) free(t testing.TB, k *task) {
 	t.Helper()
-	cmd := exec.Command(filepath.Join(bin, "ecs-ipam"))
-	cmd.Stdin = strings.NewReader(w.conf(k.container))
-	cmd.Env = append(os.Environ(), "CNI_PATH="+bin, "CNI_COMMAND=DEL", "CNI_CONTAINERID="+k.container, "CNI_IFNAME=eth0", "CNI_NETNS="+k.netns)
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatal(fmt.Errorf("freeing the address of %s: %w: %s", k.container, err, out))
+	if _, err := w.cni("ecs-ipam", "DEL", k.container, k.netns, w.conf(k.container)); err != nil {
+		t.Fatal(err)
 	}
 }

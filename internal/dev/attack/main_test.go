@@ -68,11 +68,7 @@ func prepared(fn func() int) (code int, err error) {
 			err = e
 		}
 	}()
-	files, err := testnet.Busybox()
-	if err != nil {
-		return 0, err
-	}
-	if err := docker.Import(image, files); err != nil {
+	if err := docker.ImportBusybox(image, nil); err != nil {
 		return 0, err
 	}
 	return fn(), nil

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -66,7 +65,8 @@ func TestPrivileges(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := newHost(t, strict)
-			holds(t, w.serve(t, tt.flags...).Process.Pid, tt.want)
+			w.serve(t, tt.flags...)
+			holds(t, w.resolver.Pid(), tt.want)
 		})
 	}
 	t.Run("as nobody", func(t *testing.T) {
@@ -86,8 +86,8 @@ func TestPrivileges(t *testing.T) {
 		}
 		w.user = &syscall.Credential{Uid: 65534, Gid: 65534}
 		server := netip.AddrPortFrom(endpoint4.Addr(), 8080)
-		cmd := w.serve(t, "--listen", server.String())
-		holds(t, cmd.Process.Pid, 0)
+		w.serve(t, "--listen", server.String())
+		holds(t, w.resolver.Pid(), 0)
 		testnet.Await(t, "the task's own answer", func() error {
 			_, body, err := ask(k.Namespace, k.ip4, metadataURL(server), 5*time.Second)
 			if err == nil && !strings.Contains(body, k.arn) {
@@ -96,12 +96,4 @@ func TestPrivileges(t *testing.T) {
 			return err
 		})
 	})
-}
-
-// as makes a command start as a user, if there is one.
-func as(cmd *exec.Cmd, user *syscall.Credential) *exec.Cmd {
-	if user != nil {
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: user}
-	}
-	return cmd
 }

@@ -134,7 +134,7 @@ func (w *world) intrude(t *testing.T) *wire {
 func TestAPortOfItsOwn(t *testing.T) {
 	t.Run("without the witness", func(t *testing.T) {
 		t.Parallel()
-		w := newWorld(t, kind{guard: "strict", resolver: []string{"--witness", "off"}})
+		w := newWorld(t, kind{guard: "strict", flags: []string{"--witness", "off"}})
 		line := w.intrude(t)
 		w.mustSucceed(t, attack{try: func(t testing.TB, w *world) bool {
 			return w.forge(t, line, endpoint4, w.victim.mac, untagged)
@@ -149,7 +149,7 @@ func TestAPortOfItsOwn(t *testing.T) {
 			if w.forge(t, line, endpoint4, w.victim.mac, untagged) {
 				t.Fatal("the attack succeeds")
 			}
-			if !strings.Contains(w.logged(t), `"code":"WitnessFailed"`) {
+			if !strings.Contains(w.resolver.Log(), `"code":"WitnessFailed"`) {
 				return errors.New("the log does not say so")
 			}
 			return nil
@@ -185,7 +185,7 @@ func TestAPortOfItsOwnInAUserNamespace(t *testing.T) {
 	}
 	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
 	netns := "/proc/" + strconv.Itoa(cmd.Process.Pid) + "/ns/net"
-	r, err := w.cni("ADD", "child", netns, w.conf("child"))
+	r, err := w.cni("ecs-bridge", "ADD", "child", netns, w.conf("child"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,10 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
-	"net/http"
 	"net/netip"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -17,28 +14,30 @@ import (
 	"testing"
 	"time"
 
+	current "github.com/containernetworking/cni/pkg/types/100"
+
 	"taskmeta/internal/dev/testnet"
 	"taskmeta/internal/ecs"
 )
 
 // A kind of world says what stands between the attacker and the others.
 type kind struct {
-	guard    string   // the plugin's
-	resolver []string // flags
-	bare     bool     // the bridge is made by hand, as `ip link add type bridge` leaves it
-	flushed  bool     // by `nft flush ruleset`, when all is in place
+	guard   string   // the plugin's
+	flags   []string // the resolver's
+	bare    bool     // the bridge is made by hand, as `ip link add type bridge` leaves it
+	flushed bool     // by `nft flush ruleset`, when all is in place
 }
 
 var (
 	// plain is a bridge of which nothing is guarded, with a resolver that believes it.
-	plain = kind{guard: "off", resolver: []string{"--bridge", "none", "--witness", "off"}, bare: true}
+	plain = kind{guard: "off", flags: []string{"--bridge", "none", "--witness", "off"}, bare: true}
 	// strict is what the product does by itself.
 	strict = kind{guard: "strict"}
 	// source is its wider mode.
-	source = kind{guard: "source", resolver: []string{"--guard", "source"}}
+	source = kind{guard: "source", flags: []string{"--guard", "source"}}
 	// flushed is strict between somebody's `nft flush ruleset` and its repair: this
 	// resolver makes no table, and repairs none.
-	flushed = kind{guard: "strict", resolver: []string{"--guard", "off"}, flushed: true}
+	flushed = kind{guard: "strict", flags: []string{"--guard", "off"}, flushed: true}
 )
 
 var (
@@ -58,7 +57,8 @@ type world struct {
 	kind
 	host, lan        *testnet.Namespace
 	victim, attacker *task
-	db, log          string
+	db               string
+	resolver         *testnet.Resolver
 	user             *syscall.Credential // who runs the resolver, if not root
 	bridgeMAC        net.HardwareAddr
 	// wait is how long one try of an attack waits for its effect. Less than a second would not
@@ -75,7 +75,7 @@ type task struct {
 	mac                   net.HardwareAddr
 	ip4, ip6              netip.Addr
 	veth                  string // the host's end
-	added                 json.RawMessage
+	added                 []byte // the result of its ADD
 }
 
 // at is the task's address of the family of like.
@@ -93,8 +93,7 @@ func newHost(t testing.TB, k kind) *world {
 		t.Skip("needs a Docker daemon")
 	}
 	w := &world{kind: k, host: testnet.T(t), lan: testnet.T(t)}
-	dir := t.TempDir()
-	w.db, w.log = filepath.Join(dir, "bindings.db"), filepath.Join(dir, "resolver.log")
+	w.db = filepath.Join(t.TempDir(), "bindings.db")
 	sh(t, w.host, `
 		cd /proc/sys/net/ipv4
 		echo 1 >ip_forward
@@ -166,34 +165,17 @@ func (w *world) conf(container string, ipam ...string) string {
 	return fmt.Sprintf(`{"cniVersion": "1.1.0", "name": "ecs-task", "type": "ecs-bridge", "guard": %q, "ipam": {%s}}`, w.guard, keys)
 }
 
-// A result is what the tests read of an ADD's.
-type result struct {
-	whole      json.RawMessage
-	Interfaces []struct{ Name, MAC string }
-	IPs        []struct{ Address netip.Prefix }
-}
-
-// cni calls ecs-bridge as a runtime does.
-func (w *world) cni(verb, container, netns, conf string) (r result, err error) {
-	cmd := exec.Command(filepath.Join(bin, "ecs-bridge"))
-	cmd.Stdin = strings.NewReader(conf)
-	cmd.Env = append(os.Environ(), "CNI_PATH="+bin, "CNI_COMMAND="+verb, "CNI_CONTAINERID="+container, "CNI_IFNAME=eth0", "CNI_NETNS="+netns)
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := w.host.Run(cmd); err != nil {
-		return r, fmt.Errorf("%s of %s: %w: %s", verb, container, err, out.Bytes())
-	}
-	if verb == "ADD" {
-		err = json.Unmarshal(out.Bytes(), &r)
-		r.whole = out.Bytes()
-	}
-	return r, err
+// cni calls one of the plugins as a runtime does.
+func (w *world) cni(plugin, verb, container, netns, conf string) (*current.Result, error) {
+	return testnet.Call{
+		Program: filepath.Join(bin, plugin), Verb: verb, Container: container, Netns: netns, Conf: conf,
+	}.Run(context.Background(), w.host)
 }
 
 // attach is the ADD of a task. Further ipam keys may be given.
 func (w *world) attach(t testing.TB, k *task, ipam ...string) {
 	t.Helper()
-	r, err := w.cni("ADD", k.container, k.netns, w.conf(k.container, ipam...))
+	r, err := w.cni("ecs-bridge", "ADD", k.container, k.netns, w.conf(k.container, ipam...))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -203,13 +185,17 @@ func (w *world) attach(t testing.TB, k *task, ipam ...string) {
 	for _, to := range []struct {
 		text string
 		mac  *net.HardwareAddr
-	}{{r.Interfaces[0].MAC, &w.bridgeMAC}, {r.Interfaces[2].MAC, &k.mac}} {
+	}{{r.Interfaces[0].Mac, &w.bridgeMAC}, {r.Interfaces[2].Mac, &k.mac}} {
 		if *to.mac, err = net.ParseMAC(to.text); err != nil {
 			t.Fatal(err)
 		}
 	}
-	k.added = r.whole
-	k.veth, k.ip4, k.ip6 = r.Interfaces[1].Name, r.IPs[0].Address.Addr(), r.IPs[1].Address.Addr()
+	if k.added, err = json.Marshal(r); err != nil {
+		t.Fatal(err)
+	}
+	k.veth = r.Interfaces[1].Name
+	k.ip4, _ = netip.AddrFromSlice(r.IPs[0].Address.IP.To4())
+	k.ip6, _ = netip.AddrFromSlice(r.IPs[1].Address.IP)
 }
 
 // checkConf is conf with the result of the ADD, as CHECK wants it.
@@ -219,51 +205,20 @@ func (w *world) checkConf(k *task) string {
 
 func (w *world) detach(t testing.TB, k *task) {
 	t.Helper()
-	if _, err := w.cni("DEL", k.container, k.netns, w.conf(k.container)); err != nil {
+	if _, err := w.cni("ecs-bridge", "DEL", k.container, k.netns, w.conf(k.container)); err != nil {
 		t.Fatal(err)
 	}
 }
 
 // serve starts the resolver and waits until it is ready. The test's end ends it.
-func (w *world) serve(t testing.TB, args ...string) *exec.Cmd {
+func (w *world) serve(t testing.TB, args ...string) {
 	t.Helper()
-	log, err := os.Create(w.log)
-	if err != nil {
-		t.Fatal(err)
+	words := append([]string{"--db", w.db, "--docker-host", docker.Host, "--rate", "0"}, w.flags...)
+	w.resolver = &testnet.Resolver{
+		Host: w.host, Program: filepath.Join(bin, "ecs-resolver"), Args: append(words, args...),
+		User: w.user, LogFile: filepath.Join(filepath.Dir(w.db), "resolver.log"),
 	}
-	defer log.Close()
-	words := append([]string{"--db", w.db, "--docker-host", docker.Host, "--rate", "0"}, w.resolver...)
-	cmd := as(exec.Command(filepath.Join(bin, "ecs-resolver"), append(words, args...)...), w.user)
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := w.host.Start(cmd); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		if err := cmd.Wait(); err != nil {
-			t.Errorf("the resolver ended with %v", err)
-		}
-		if t.Failed() {
-			t.Logf("the resolver's log:\n%s", w.logged(t))
-		}
-	})
-	testnet.Await(t, "the resolver", func() error {
-		status, body, err := ask(w.host, netip.Addr{}, "http://127.0.0.1:51680/readyz", 5*time.Second)
-		if err != nil || status != http.StatusOK {
-			return fmt.Errorf("%d %s %w; its log:\n%s", status, body, err, w.logged(t))
-		}
-		return nil
-	})
-	return cmd
-}
-
-func (w *world) logged(t testing.TB) string {
-	t.Helper()
-	text, err := os.ReadFile(w.log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
+	w.resolver.Serve(t, "/readyz")
 }
 
 // whole makes sure that both tasks are who they are, at the endpoints given or at both: an

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,25 +10,29 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 
 	"taskmeta/internal/dev/testnet"
 )
 
-// A host is the process that holds the demo's network namespace and its Docker engine:
-// with its end both are gone.
+// A host is the process that holds the demo's network namespace, its Docker engine and its
+// resolver: with its end all are gone.
 type host struct {
 	Pid    int
 	Netns  string
 	Docker string
 	Dir    string
+	Bin    string // the folder of taskmeta's programs
 	Err    string // why it could not be made, or not be taken down
 
-	bin     string // the folder of taskmeta's programs
 	cmd     *exec.Cmd
 	control io.WriteCloser
 	reports *json.Decoder
 }
+
+func (h *host) db() string  { return filepath.Join(h.Dir, "bindings.db") }
+func (h *host) log() string { return filepath.Join(h.Dir, "resolver.log") }
 
 // startHost starts this program again as the host and waits until it is up.
 func startHost() (*host, error) {
@@ -94,6 +99,10 @@ func beHost() {
 func hold() (err error) {
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, os.Interrupt, syscall.SIGTERM)
+	bin, err := filepath.Abs("bin")
+	if err != nil {
+		return err
+	}
 	dir, err := os.MkdirTemp("", "taskmeta-demo-")
 	if err != nil {
 		return err
@@ -109,14 +118,21 @@ func hold() (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, docker.Close()) }()
-	files, err := testnet.Busybox()
-	if err != nil {
+	if err := docker.ImportBusybox(image, nil); err != nil {
 		return err
 	}
-	if err := docker.Import(image, files); err != nil {
+	h := host{Pid: os.Getpid(), Netns: ns.Path(), Docker: docker.Host, Dir: dir, Bin: bin}
+	resolver := testnet.Resolver{
+		Host: ns, Program: filepath.Join(bin, "ecs-resolver"), Args: []string{"serve", "--auto-attach"},
+		Env: []string{"DOCKER_HOST=" + h.Docker, "IPAM_DB_PATH=" + h.db()}, LogFile: h.log(),
+	}
+	defer func() { err = errors.Join(err, resolver.Stop()) }()
+	if err := resolver.Start(); err != nil {
 		return err
 	}
-	h := host{Pid: os.Getpid(), Netns: ns.Path(), Docker: docker.Host, Dir: dir}
+	if err := resolver.AwaitOK(context.Background(), "/readyz"); err != nil {
+		return err
+	}
 	if err := json.NewEncoder(os.Stdout).Encode(h); err != nil {
 		return err
 	}

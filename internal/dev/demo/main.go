@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -40,17 +39,18 @@ func main() {
 const (
 	image = "taskmeta-demo"
 	base  = "http://169.254.170.2/v2"
+	ask   = " wget -qO- " + base
 )
 
 // An app is a container of the demo.
 type app struct {
 	name, task, network string
-	more                []string // further words of docker run
+	more                string // further words of docker run
 }
 
 // shop is the application: a task of two containers, and one of one.
 var shop = []app{
-	{name: "web", task: "web", network: "none", more: []string{"--memory", "64m", "--cpu-shares", "256"}},
+	{name: "web", task: "web", network: "none", more: " --memory 64m --cpu-shares 256"},
 	{name: "web-log", task: "web", network: "container:web"},
 	{name: "worker", task: "worker", network: "none"},
 }
@@ -61,16 +61,11 @@ func arn(task string) string {
 
 // show plays the demo from its first step to its last.
 func show(ctx context.Context, keep bool) (err error) {
-	bin, err := filepath.Abs("bin")
-	if err != nil {
-		return err
-	}
 	step("A host of its own: a network namespace with a Docker engine in it")
 	h, err := startHost()
 	if err != nil {
 		return err
 	}
-	h.bin = bin
 	defer func() {
 		if err == nil && keep {
 			err = h.release()
@@ -85,78 +80,82 @@ func show(ctx context.Context, keep bool) (err error) {
 `, h.Netns, h.Docker, h.db())
 
 	step("The resolver runs, and attaches every container that starts with a task's label")
-	if err := h.startResolver(ctx); err != nil {
+	fmt.Println("  $ ecs-resolver serve --auto-attach &")
+	if err := h.sh(ctx, "ecs-resolver status"); err != nil {
 		return err
 	}
-	if err := h.sh(ctx, "ecs-resolver", "status"); err != nil {
+	if err := h.application(ctx); err != nil {
 		return err
 	}
+	if err := h.operator(ctx); err != nil {
+		return err
+	}
+	if keep {
+		h.invite()
+		return nil
+	}
+	return h.end(ctx)
+}
 
+// application starts the application, whose containers ask who they are.
+func (h *host) application(ctx context.Context) error {
 	step("An application starts: the task web of two containers, the task worker of one")
 	for _, a := range shop {
-		words := []string{"docker", "run", "--detach", "--name", a.name, "--network", a.network,
-			"--label", "com.amazonaws.ecs.task-arn=" + arn(a.task),
-			"--label", "com.amazonaws.ecs.cluster=shop",
-			"--label", "com.amazonaws.ecs.task-definition-family=" + a.task,
-			"--label", "com.amazonaws.ecs.task-definition-version=7",
-			"--label", "com.amazonaws.ecs.container-name=" + a.name}
-		words = append(words, a.more...)
-		if err := h.sh(ctx, append(words, image, "sleep", "100000")...); err != nil {
+		err := h.sh(ctx, "docker run --detach --name "+a.name+" --network "+a.network+
+			" --label com.amazonaws.ecs.task-arn="+arn(a.task)+
+			" --label com.amazonaws.ecs.cluster=shop"+
+			" --label com.amazonaws.ecs.task-definition-family="+a.task+
+			" --label com.amazonaws.ecs.task-definition-version=7"+
+			" --label com.amazonaws.ecs.container-name="+a.name+
+			a.more+" "+image+" sleep 100000")
+		if err != nil {
 			return err
 		}
 	}
-	for _, task := range []string{"web", "worker"} {
-		if err := h.await(ctx, "docker", "exec", task, "wget", "-qO-", base+"/metadata"); err != nil {
-			return err
-		}
+	if err := h.await(ctx, "docker exec web"+ask+"/metadata", "docker exec worker"+ask+"/metadata"); err != nil {
+		return err
 	}
 
 	step("Each container asks who it is, and is told of its own task")
-	if err := h.sh(ctx, "docker", "exec", "web-log", "wget", "-qO-", base+"/metadata"); err != nil {
-		return err
-	}
-	if err := h.sh(ctx, "docker", "exec", "worker", "wget", "-qO-", base+"/metadata"); err != nil {
+	if err := h.sh(ctx, "docker exec web-log"+ask+"/metadata", "docker exec worker"+ask+"/metadata"); err != nil {
 		return err
 	}
 
 	step("... and of no other: the worker does not exist for web")
-	worker, err := h.output(ctx, "docker", "inspect", "--format", "{{.Id}}", "worker")
+	worker, err := h.output(ctx, "docker inspect --format {{.Id}} worker")
 	if err != nil {
 		return err
 	}
 	worker = strings.TrimSpace(worker)
-	if err := h.sh(ctx, "docker", "exec", "worker", "wget", "-qO-", base+"/metadata/"+worker); err != nil {
+	if err := h.sh(ctx, "docker exec worker"+ask+"/metadata/"+worker); err != nil {
 		return err
 	}
-	if err := h.refused(ctx, "docker", "exec", "web", "wget", "-qO-", base+"/metadata/"+worker); err != nil {
+	if err := h.refused(ctx, "docker exec web"+ask+"/metadata/"+worker); err != nil {
 		return err
 	}
 
 	step("Statistics are Docker's own, with the task's network interfaces")
-	if err := h.sh(ctx, "docker", "exec", "web", "wget", "-qO-", base+"/stats/web-log"); err != nil {
-		return err
-	}
+	return h.sh(ctx, "docker exec web"+ask+"/stats/web-log")
+}
 
+// operator shows what an operator sees and does.
+func (h *host) operator(ctx context.Context) error {
 	step("The operator sees who has which address")
-	if err := h.sh(ctx, "ecs-resolver", "bindings"); err != nil {
+	if err := h.sh(ctx, "ecs-resolver bindings"); err != nil {
 		return err
 	}
-
 	step("A container without the label is attached by hand, and detached")
-	for _, words := range [][]string{
-		{"docker", "run", "--detach", "--name", "tool", "--network", "none", image, "sleep", "100000"},
-		{"ecs-resolver", "attach", "tool"},
-		{"docker", "exec", "tool", "wget", "-qO-", base + "/metadata/tool"},
-		{"ecs-resolver", "detach", "tool"},
-	} {
-		if err := h.sh(ctx, words...); err != nil {
-			return err
-		}
-	}
+	return h.sh(ctx,
+		"docker run --detach --name tool --network none "+image+" sleep 100000",
+		"ecs-resolver attach tool",
+		"docker exec tool"+ask+"/metadata/tool",
+		"ecs-resolver detach tool")
+}
 
-	if keep {
-		step("It stays up. To explore it:")
-		fmt.Printf(`  export DOCKER_HOST=%[1]s IPAM_DB_PATH=%[2]s
+// invite says how to explore a host that stays up.
+func (h *host) invite() {
+	step("It stays up. To explore it:")
+	fmt.Printf(`  export DOCKER_HOST=%[1]s IPAM_DB_PATH=%[2]s
   docker exec -it web sh                                  # then: wget -qO- %[3]s/metadata
   docker run -d --network container:web %[4]s sleep 1000  # is in the next answer to web
   on() { nsenter --net=%[5]s env PATH=%[6]s:$PATH "$@"; }
@@ -167,17 +166,26 @@ func show(ctx context.Context, keep bool) (err error) {
   tail -f %[7]s
 To stop it and take it all away:
   kill %[8]d
-`, h.Docker, h.db(), base, image, h.Netns, h.bin, h.log(), h.Pid)
-		return nil
-	}
+`, h.Docker, h.db(), base, image, h.Netns, h.Bin, h.log(), h.Pid)
+}
+
+// end ends the application.
+func (h *host) end(ctx context.Context) error {
 	step("The containers end, and their addresses are free")
-	if err := h.sh(ctx, "docker", "rm", "--force", "web", "web-log", "worker", "tool"); err != nil {
+	if err := h.sh(ctx, "docker rm --force web web-log worker tool"); err != nil {
 		return err
 	}
-	if err := h.await(ctx, "sh", "-c", "ecs-resolver bindings | grep 'no address'"); err != nil {
+	err := testnet.Until(ctx, "the addresses to be free", func() error {
+		out, err := h.output(ctx, "ecs-resolver bindings")
+		if err == nil && !strings.Contains(out, "no address") {
+			err = fmt.Errorf("held: %s", out)
+		}
+		return err
+	})
+	if err != nil {
 		return err
 	}
-	if err := h.sh(ctx, "ecs-resolver", "bindings"); err != nil {
+	if err := h.sh(ctx, "ecs-resolver bindings"); err != nil {
 		return err
 	}
 	fmt.Println(`
@@ -186,77 +194,63 @@ around; docs/quickstart.md says how to have it on a host of your own.`)
 	return nil
 }
 
-func (h *host) db() string  { return filepath.Join(h.Dir, "bindings.db") }
-func (h *host) log() string { return filepath.Join(h.Dir, "resolver.log") }
+// command is one that runs in the host's network namespace, with its daemon and its
+// bindings file.
+func (h *host) command(ctx context.Context, line string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + h.Netns, "env"}, strings.Fields(line)...)...)
+	cmd.Env = append(os.Environ(), "DOCKER_HOST="+h.Docker, "IPAM_DB_PATH="+h.db(), "PATH="+h.Bin+":"+os.Getenv("PATH"))
+	return cmd
+}
 
-// startResolver starts the resolver on the host and waits until it is ready.
-func (h *host) startResolver(ctx context.Context) error {
-	log, err := os.Create(h.log())
-	if err != nil {
-		return err
-	}
-	defer log.Close()
-	fmt.Println("  $ ecs-resolver serve --auto-attach &")
-	cmd := h.command(context.WithoutCancel(ctx), "ecs-resolver", "serve", "--auto-attach")
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // it belongs to the host, not to this terminal
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("starting the resolver: %w", err)
-	}
-	go func() { _ = cmd.Wait() }() // it ends with the host, which also says if it could not
-	if err := h.await(ctx, "busybox", "wget", "-qO-", "http://127.0.0.1:51680/readyz"); err != nil {
-		text, _ := os.ReadFile(h.log())
-		return fmt.Errorf("waiting for the resolver: %w: %s", err, text)
+// sh shows commands and what they print, JSON made readable.
+func (h *host) sh(ctx context.Context, lines ...string) error {
+	for _, line := range lines {
+		fmt.Printf("  $ %s\n", strings.ReplaceAll(line, " --label", " \\\n      --label"))
+		out, err := h.output(ctx, line)
+		if text := strings.TrimSpace(out); text != "" {
+			fmt.Println(indent([]byte(text)))
+		}
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-// command is one that runs in the host's network namespace, with its daemon and its
-// bindings file.
-func (h *host) command(ctx context.Context, words ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + h.Netns, "env"}, words...)...)
-	cmd.Env = append(os.Environ(), "DOCKER_HOST="+h.Docker, "IPAM_DB_PATH="+h.db(), "PATH="+h.bin+":"+os.Getenv("PATH"))
-	return cmd
-}
-
-// sh shows a command and what it prints, JSON made readable.
-func (h *host) sh(ctx context.Context, words ...string) error {
-	fmt.Printf("  $ %s\n", strings.ReplaceAll(strings.Join(words, " "), " --label", " \\\n      --label"))
-	out, err := h.output(ctx, words...)
-	if text := strings.TrimSpace(out); text != "" {
-		fmt.Println(indent([]byte(text)))
-	}
-	return err
-}
-
 // refused shows a command that has to fail, and its complaint.
-func (h *host) refused(ctx context.Context, words ...string) error {
-	fmt.Printf("  $ %s\n", strings.Join(words, " "))
-	out, err := h.command(ctx, words...).CombinedOutput()
+func (h *host) refused(ctx context.Context, line string) error {
+	fmt.Printf("  $ %s\n", line)
+	out, err := h.command(ctx, line).CombinedOutput()
 	if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) {
-		return fmt.Errorf("%s: it was not refused (%w): %s", strings.Join(words, " "), err, out)
+		return fmt.Errorf("%s: it was not refused (%w): %s", line, err, out)
 	}
 	fmt.Println(indent(bytes.TrimSpace(out)))
 	return context.Cause(ctx)
 }
 
-// await runs a command until it succeeds.
-func (h *host) await(ctx context.Context, words ...string) error {
-	return testnet.Until(ctx, strings.Join(words, " "), func() error {
-		_, err := h.output(ctx, words...)
-		return err
-	})
+// await runs each command until it succeeds.
+func (h *host) await(ctx context.Context, lines ...string) error {
+	for _, line := range lines {
+		err := testnet.Until(ctx, line, func() error {
+			_, err := h.output(ctx, line)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-func (h *host) output(ctx context.Context, words ...string) (string, error) {
-	cmd := h.command(ctx, words...)
+func (h *host) output(ctx context.Context, line string) (string, error) {
+	cmd := h.command(ctx, line)
 	var out, complaint bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &complaint
 	if err := cmd.Run(); err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
-		return out.String(), fmt.Errorf("%s: %w: %s", strings.Join(words, " "), err, complaint.String())
+		return out.String(), fmt.Errorf("%s: %w: %s", line, err, complaint.String())
 	}
 	return out.String(), nil
 }

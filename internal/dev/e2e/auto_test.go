@@ -2,100 +2,21 @@ package e2e
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
-	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
-	"time"
 
 	"taskmeta/internal/dev/testnet"
 )
 
-// A service is a resolver that a test ends and starts again.
-type service struct {
-	h     *host
-	cmd   *exec.Cmd
-	log   string
-	ended chan error
-}
-
-// startService starts ecs-resolver serve --auto-attach and waits until it is ready.
-func (h *host) startService(t *testing.T, args ...string) *service {
+// attachAll starts ecs-resolver, which attaches every container with a task's label, and
+// waits until it is ready.
+func (h *host) attachAll(t *testing.T, args ...string) {
 	t.Helper()
-	s := &service{h: h, log: filepath.Join(h.dir, "service.log"), ended: make(chan error, 1)}
-	log, err := os.OpenFile(s.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer log.Close()
-	s.cmd = exec.Command(filepath.Join(bin, "ecs-resolver"), append([]string{"serve", "--auto-attach",
-		"--db", h.db(), "--docker-host", h.docker.Host, "--log-format", "text"}, args...)...)
-	s.cmd.Stdout, s.cmd.Stderr = log, log
-	if err := h.ns.Start(s.cmd); err != nil {
-		t.Fatal(err)
-	}
-	go func() { s.ended <- s.cmd.Wait() }()
-	t.Cleanup(func() {
-		s.end(t, syscall.SIGTERM)
-		if t.Failed() {
-			t.Logf("the resolver's log:\n%s", s.said(t))
-		}
-	})
-	h.mustSay(t, http.StatusOK, "")
-	return s
-}
-
-// end ends the resolver with a signal, unless it has ended.
-func (s *service) end(t *testing.T, signal syscall.Signal) {
-	t.Helper()
-	if s.ended == nil {
-		return
-	}
-	if err := s.cmd.Process.Signal(signal); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		t.Error(err)
-	}
-	select {
-	case err := <-s.ended:
-		if err != nil && signal == syscall.SIGTERM {
-			t.Errorf("the resolver ended with %v", err)
-		}
-	case <-time.After(30 * time.Second):
-		_ = s.cmd.Process.Kill()
-		t.Error("the resolver does not end")
-	}
-	s.ended = nil
-}
-
-func (s *service) said(t *testing.T) string {
-	t.Helper()
-	text, err := os.ReadFile(s.log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
-}
-
-// awaitSaid waits until the resolver has logged a line with all the words.
-func (s *service) awaitSaid(t *testing.T, words ...string) {
-	t.Helper()
-	testnet.Await(t, "a line in the log", func() error {
-		for line := range strings.Lines(s.said(t)) {
-			missing := false
-			for _, w := range words {
-				missing = missing || !strings.Contains(line, w)
-			}
-			if !missing {
-				return nil
-			}
-		}
-		return fmt.Errorf("no line with %q", words)
-	})
+	h.start(t, "/readyz", append([]string{"--auto-attach", "--log-format", "text"}, args...)...)
 }
 
 func arnOf(name string) string { return "arn:aws:ecs:us-west-2:123456789012:task/default/" + name }
@@ -147,7 +68,7 @@ func (h *host) holders(t *testing.T) map[string]string {
 func TestAutoAttach(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	s := h.startService(t)
+	h.attachAll(t)
 
 	web := h.label(t, "web", "--network", "none")
 	h.awaitTask(t, "web", "web")
@@ -167,7 +88,7 @@ func TestAutoAttach(t *testing.T) {
 
 	// One with the host's network is told of in the log.
 	hosted := h.label(t, "hosted", "--network", "host")
-	s.awaitSaid(t, "level=WARN", "host's network", "hosted", hosted)
+	h.resolver.AwaitLog(t, "level=WARN", "host's network", "hosted", hosted)
 
 	// A restarted container has a new namespace.
 	before := h.docker.Pid(t, "web")
@@ -209,7 +130,7 @@ func TestAutoAttach(t *testing.T) {
 func TestAutoAttachAfterARestart(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	s := h.startService(t)
+	h.attachAll(t)
 	h.label(t, "stays", "--network", "none")
 	gone := h.label(t, "gone", "--network", "none")
 	again := h.label(t, "again", "--network", "none")
@@ -217,9 +138,11 @@ func TestAutoAttachAfterARestart(t *testing.T) {
 		h.awaitTask(t, name, name)
 	}
 	kept := h.holders(t)
-	for i, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+	for i, end := range []func(*testnet.Resolver) error{(*testnet.Resolver).Stop, (*testnet.Resolver).Kill} {
 		late := fmt.Sprintf("late%d", i)
-		s.end(t, signal)
+		if err := end(h.resolver); err != nil {
+			t.Error(err)
+		}
 		if _, err := h.docker.CLI("rm", "--force", gone); err != nil {
 			t.Fatal(err)
 		}
@@ -227,7 +150,7 @@ func TestAutoAttachAfterARestart(t *testing.T) {
 			t.Fatal(err)
 		}
 		h.label(t, late, "--network", "none")
-		s = h.startService(t)
+		h.attachAll(t)
 		for _, name := range []string{"stays", "again", late} {
 			h.awaitTask(t, name, name)
 		}
@@ -247,7 +170,7 @@ func TestAutoAttachAfterARestart(t *testing.T) {
 	if err := h.docker.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	s.awaitSaid(t, "level=WARN", "are attached when the Docker daemon is back")
+	h.resolver.AwaitLog(t, "level=WARN", "are attached when the Docker daemon is back")
 	if err := h.docker.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -274,7 +197,7 @@ func TestAutoAttachTriesAgain(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(plugins, "ecs-bridge"), []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	s := h.startService(t, "--cni-path", plugins+":"+bin)
+	h.attachAll(t, "--cni-path", plugins+":"+bin)
 
 	for range 4 { // they end at once
 		out, err := h.docker.CLI("run", "--rm", "--network", "none", "--label", "com.amazonaws.ecs.task-arn="+arnOf("short"), image, "/probe")
@@ -290,7 +213,7 @@ func TestAutoAttachTriesAgain(t *testing.T) {
 		}
 		return nil
 	})
-	if said := s.said(t); strings.Contains(said, "level=ERROR") {
+	if strings.Contains(h.resolver.Log(), "level=ERROR") {
 		t.Error("what ends at once is an error in the log")
 	}
 
@@ -299,7 +222,7 @@ func TestAutoAttachTriesAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	id := h.label(t, "web", "--network", "none")
-	s.awaitSaid(t, "level=ERROR", "trying again", id, "out of order")
+	h.resolver.AwaitLog(t, "level=ERROR", "trying again", id, "out of order")
 	if err := os.Remove(broken); err != nil {
 		t.Fatal(err)
 	}
@@ -311,7 +234,7 @@ func TestAutoAttachTriesAgain(t *testing.T) {
 func TestAutoAttachAndByHandAtOnce(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.startService(t)
+	h.attachAll(t)
 	const rounds = 4
 	var all sync.WaitGroup
 	for i := range rounds {

@@ -1,8 +1,6 @@
 package e2e
 
 import (
-	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -84,7 +82,7 @@ func TestTheBindingsFile(t *testing.T) {
 	file(os.WriteFile(h.db(), content[:len(content)/2], 0o600))
 	told("with half a file", http.StatusServiceUnavailable, "BindingsUnavailable")
 	h.mustSay(t, http.StatusServiceUnavailable, "bindings repair")
-	h.mustLog(t, `"code":"BindingsUnavailable"`, "bindings repair")
+	h.resolver.AwaitLog(t, `"code":"BindingsUnavailable"`, "bindings repair")
 	h.mustRun(t, "was written anew with 1 bindings", "bindings", "repair")
 	told("with the file written anew", http.StatusOK, web.arn)
 	h.mustSay(t, http.StatusOK, "")
@@ -102,29 +100,11 @@ func TestTheBindingsFile(t *testing.T) {
 	if status, body, err := testnet.Get(t.Context(), fresh, url("/v2/metadata")); err != nil || status != http.StatusServiceUnavailable || !strings.Contains(body, "BindingsUnavailable") {
 		t.Errorf("a change while somebody holds the lock: %d %s (%v); want 503", status, body, err)
 	}
-	h.mustLog(t, ".lock")
+	h.resolver.AwaitLog(t, ".lock")
 	file(unix.Flock(int(lock.Fd()), unix.LOCK_UN))
 	told("once the lock is free", http.StatusOK, web.arn)
 	h.mustRun(t, "is free", "detach", "web-pause")
 	if _, _, err := testnet.Get(t.Context(), fresh, url("/v2/metadata")); err == nil {
 		t.Error("after it is detached the task is answered")
 	}
-}
-
-// mustLog waits for a line of the resolver's log that has all of the texts.
-func (h *host) mustLog(t *testing.T, texts ...string) {
-	t.Helper()
-	testnet.Await(t, "the resolver's log to have a line", func() error {
-		log, err := os.ReadFile(filepath.Join(h.dir, "resolver.log"))
-		for line := range strings.Lines(string(log)) {
-			missing := false
-			for _, text := range texts {
-				missing = missing || !strings.Contains(line, text)
-			}
-			if !missing {
-				return err
-			}
-		}
-		return errors.Join(err, fmt.Errorf("no line with %q", texts))
-	})
 }

@@ -133,7 +133,7 @@ func TestTheDaemonGoesAndComesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	unknown.attach(t)
-	h.start(t)
+	h.start(t, "/healthz")
 	r := unknown.ask(t, "GET", "/v2/metadata")
 	r.fails(t, http.StatusServiceUnavailable, "DockerUnavailable")
 	if r.Header.Get("Retry-After") == "" {

@@ -16,9 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
 
 	"taskmeta/internal/dev/testnet"
 )
@@ -42,9 +40,10 @@ func TestMain(m *testing.M) {
 
 // A host is a machine of a test's own, with a Docker daemon.
 type host struct {
-	ns     *testnet.Namespace
-	docker *testnet.Daemon
-	dir    string
+	ns       *testnet.Namespace
+	docker   *testnet.Daemon
+	resolver *testnet.Resolver // once it was started
+	dir      string
 }
 
 const image = "taskmeta-e2e"
@@ -56,12 +55,9 @@ func newHost(t *testing.T) *host {
 	}
 	ns := testnet.T(t)
 	h := &host{ns: ns, docker: testnet.Docker(t, ns), dir: t.TempDir()}
-	files, err := testnet.Busybox()
-	if err != nil {
+	if err := h.docker.ImportBusybox(image, map[string]string{"/probe": filepath.Join(bin, "probe")}, "EXPOSE 80", "EXPOSE 53/udp"); err != nil {
 		t.Fatal(err)
 	}
-	files["/probe"] = filepath.Join(bin, "probe")
-	h.docker.Image(t, image, files, "EXPOSE 80", "EXPOSE 53/udp")
 	return h
 }
 
@@ -70,72 +66,18 @@ func (h *host) db() string { return filepath.Join(h.dir, "bindings.db") }
 // serve starts ecs-resolver on the host and waits until it says that it is ready.
 func (h *host) serve(t *testing.T, args ...string) {
 	t.Helper()
-	h.start(t, args...)
-	h.mustSay(t, http.StatusOK, "")
+	h.start(t, "/readyz", append([]string{"--log-level", "debug"}, args...)...)
 }
 
-// start starts ecs-resolver on the host and waits until its admin listener answers. It is
-// ended with SIGTERM at the end of the test, and must then end well.
-func (h *host) start(t *testing.T, args ...string) {
+// start starts ecs-resolver on the host and waits until a path of its admin listener
+// answers with status 200. At the end of the test it must end well.
+func (h *host) start(t *testing.T, path string, args ...string) {
 	t.Helper()
-	log, err := os.Create(filepath.Join(h.dir, "resolver.log"))
-	if err != nil {
-		t.Fatal(err)
+	h.resolver = &testnet.Resolver{
+		Host: h.ns, Program: filepath.Join(bin, "ecs-resolver"), LogFile: filepath.Join(h.dir, "resolver.log"),
+		Args: append([]string{"--db", h.db(), "--docker-host", h.docker.Host}, args...),
 	}
-	defer log.Close()
-	words := append([]string{"--db", h.db(), "--docker-host", h.docker.Host, "--log-level", "debug"}, args...)
-	cmd := exec.Command(filepath.Join(bin, "ecs-resolver"), words...)
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := h.ns.Start(cmd); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		select {
-		case err := <-ended:
-			if err != nil {
-				t.Errorf("the resolver ended with %v", err)
-			}
-		case <-time.After(30 * time.Second):
-			_ = cmd.Process.Kill()
-			t.Error("the resolver does not end")
-		}
-		if t.Failed() {
-			t.Logf("the resolver's warnings, and its last lines:\n%s", worthReading(t, log.Name()))
-		}
-	})
-	testnet.Await(t, "the resolver to start", func() error {
-		select {
-		case err := <-ended:
-			ended <- err
-			t.Fatalf("the resolver ended: %v\n%s", err, worthReading(t, log.Name()))
-		default:
-		}
-		if status, body := h.admin(t, "/healthz"); status != http.StatusOK {
-			return fmt.Errorf("/healthz says %d %s", status, body)
-		}
-		return nil
-	})
-}
-
-// worthReading is what tells most of a log: all of it above the debug level, and the last
-// lines. A storm leaves thousands of others.
-func worthReading(t *testing.T, log string) string {
-	t.Helper()
-	text, err := os.ReadFile(log)
-	if err != nil {
-		return err.Error()
-	}
-	lines := strings.SplitAfter(string(text), "\n")
-	var worth strings.Builder
-	for i, line := range lines {
-		if i >= len(lines)-20 || !strings.Contains(line, `"level":"DEBUG"`) {
-			worth.WriteString(line)
-		}
-	}
-	return worth.String()
+	h.resolver.Serve(t, path)
 }
 
 // admin asks the resolver's admin listener, from the host.

@@ -1,14 +1,12 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -22,30 +20,14 @@ import (
 	"taskmeta/internal/dev/testnet"
 )
 
-// passed starts ecs-resolver in the namespace with an open socket, as systemd passes it:
-// as descriptor 3, which LISTEN_FDS counts for the process LISTEN_PID.
-func passed(t *testing.T, ns *testnet.Namespace, socket *os.File, log *bytes.Buffer, env []string, args ...string) *exec.Cmd {
-	t.Helper()
-	cmd := exec.Command("sh", append([]string{"-c", `LISTEN_PID=$$ exec "$0" "$@"`, filepath.Join(bin, "ecs-resolver")}, args...)...)
-	cmd.Env = append(os.Environ(), append(env, "LISTEN_FDS=1", "LISTEN_FDNAMES=tasks")...)
-	cmd.ExtraFiles = []*os.File{socket}
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := ns.Start(cmd); err != nil {
-		t.Fatal(err)
-	}
-	return cmd
-}
-
-// terminate ends the resolver, which must end well.
-func terminate(t *testing.T, cmd *exec.Cmd, log *bytes.Buffer) {
-	t.Helper()
-	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	late := time.AfterFunc(30*time.Second, func() { _ = cmd.Process.Kill() })
-	defer late.Stop()
-	if err := cmd.Wait(); err != nil {
-		t.Fatalf("the resolver ended with %v\n%s", err, log)
+// passed is an ecs-resolver with an open socket, as systemd passes it: as descriptor 3,
+// which LISTEN_FDS counts for the process LISTEN_PID.
+func passed(t *testing.T, ns *testnet.Namespace, socket *os.File, env []string, args ...string) *testnet.Resolver {
+	return &testnet.Resolver{
+		Host: ns, Program: "sh", LogFile: filepath.Join(t.TempDir(), "resolver.log"),
+		Args:  append([]string{"-c", `LISTEN_PID=$$ exec "$0" "$@"`, filepath.Join(bin, "ecs-resolver")}, args...),
+		Env:   append(env, "LISTEN_FDS=1", "LISTEN_FDNAMES=tasks"),
+		Files: []*os.File{socket},
 	}
 }
 
@@ -79,17 +61,8 @@ func TestRestartsLoseNoRequest(t *testing.T) {
 	h := newHost(t)
 	socket := endpointSocket(t, h.ns)
 	args := []string{"--db", h.db(), "--docker-host", h.docker.Host, "--rate", "0"}
-	var log bytes.Buffer
-	cmd := passed(t, h.ns, socket, &log, nil, args...)
-	running := true
-	defer func() {
-		if running {
-			terminate(t, cmd, &log)
-		}
-		if t.Failed() {
-			t.Logf("the resolver's log:\n%s", &log)
-		}
-	}()
+	resolver := passed(t, h.ns, socket, nil, args...)
+	resolver.Serve(t, "/healthz")
 	web := h.task(t, "web")
 	web.attach(t)
 	ns, err := testnet.Open(web.netns)
@@ -129,9 +102,9 @@ func TestRestartsLoseNoRequest(t *testing.T) {
 			}
 			return nil
 		})
-		running = false
-		terminate(t, cmd, &log)
-		cmd, running = passed(t, h.ns, socket, &log, nil, args...), true
+		if err := errors.Join(resolver.Stop(), resolver.Start()); err != nil {
+			t.Fatal(err)
+		}
 	}
 	t.Logf("%d answers over %d restarts, and %d times the word to ask again", answers.Load(), restarts, later.Load())
 }
@@ -163,9 +136,9 @@ func TestSystemdIsTold(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer socket.Close()
-	var log bytes.Buffer
-	cmd := passed(t, ns, socket, &log, []string{"NOTIFY_SOCKET=" + path, "WATCHDOG_USEC=200000"},
+	resolver := passed(t, ns, socket, []string{"NOTIFY_SOCKET=" + path, "WATCHDOG_USEC=200000"},
 		"--bridge", "none", "--witness", "off", "--db", filepath.Join(dir, "bindings.db"), "--docker-host", "unix://"+filepath.Join(dir, "docker.sock"))
+	resolver.Serve(t, "/healthz")
 	next := func() string {
 		t.Helper()
 		if err := told.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
@@ -174,9 +147,7 @@ func TestSystemdIsTold(t *testing.T) {
 		text := make([]byte, 256)
 		n, err := told.Read(text)
 		if err != nil {
-			_ = cmd.Process.Kill()
-			_ = cmd.Wait()
-			t.Fatalf("nothing is told: %v\n%s", err, &log)
+			t.Fatalf("nothing is told: %v", err)
 		}
 		return string(text[:n])
 	}
@@ -188,7 +159,9 @@ func TestSystemdIsTold(t *testing.T) {
 	if status, body, err := ns.Ask(t.Context(), "http://"+l.Addr().String()+"/v2/metadata"); err != nil || status != http.StatusForbidden {
 		t.Errorf("the passed socket answers %d %s (%v); want 403", status, body, err)
 	}
-	terminate(t, cmd, &log)
+	if err := resolver.Stop(); err != nil {
+		t.Fatal(err)
+	}
 	for {
 		if got := next(); got == "STOPPING=1" {
 			break

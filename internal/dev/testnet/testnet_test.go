@@ -116,11 +116,9 @@ func TestADockerDaemonOfItsOwn(t *testing.T) {
 		}
 	})
 	d := testnet.Docker(t, ns)
-	files, err := testnet.Busybox()
-	if err != nil {
+	if err := d.ImportBusybox("box", nil); err != nil {
 		t.Fatal(err)
 	}
-	d.Image(t, "box", files)
 	id := d.Run(t, "--network", "none", "box", "/bin/sleep", "1000")
 	if err := d.Stop(); err != nil {
 		t.Fatal(err)

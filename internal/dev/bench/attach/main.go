@@ -39,8 +39,9 @@ func main() {
 
 // A bench is a host with a daemon and a resolver.
 type bench struct {
-	dir    string
-	docker *testnet.Daemon
+	dir      string
+	docker   *testnet.Daemon
+	resolver *testnet.Resolver
 
 	mu      sync.Mutex
 	started map[string]time.Time // by container ID, as the daemon's events say
@@ -76,11 +77,10 @@ func run(ctx context.Context, rounds, together int) (err error) {
 		return err
 	}
 	defer events()
-	resolver, err := b.serve(ctx, host)
-	if err != nil {
+	defer func() { err = errors.Join(err, b.resolver.Stop()) }()
+	if err := b.serve(ctx, host); err != nil {
 		return err
 	}
-	defer resolver()
 
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "container start to working endpoint, ms\tcontainers\tp50\tp90\tp99\tmax\t")
@@ -105,6 +105,7 @@ func run(ctx context.Context, rounds, together int) (err error) {
 	return t.Flush()
 }
 
+func (b *bench) db() string  { return filepath.Join(b.dir, "bindings.db") }
 func (b *bench) out() string { return filepath.Join(b.dir, "out") }
 
 // followEvents notes when containers start, until the function returned is called.
@@ -139,34 +140,15 @@ func (b *bench) followEvents(ctx context.Context) (stop func(), err error) {
 }
 
 // serve starts the resolver and waits until it is ready.
-func (b *bench) serve(ctx context.Context, host *testnet.Namespace) (stop func(), err error) {
-	log, err := os.Create(filepath.Join(b.dir, "resolver.log"))
-	if err != nil {
-		return nil, err
+func (b *bench) serve(ctx context.Context, host *testnet.Namespace) error {
+	b.resolver = &testnet.Resolver{
+		Host: host, Program: filepath.Join(b.dir, "ecs-resolver"), LogFile: filepath.Join(b.dir, "resolver.log"),
+		Args: []string{"serve", "--auto-attach", "--rate", "0", "--db", b.db(), "--docker-host", b.docker.Host},
 	}
-	defer log.Close()
-	socket := filepath.Join(b.dir, "admin.sock")
-	cmd := exec.Command(filepath.Join(b.dir, "ecs-resolver"), "serve", "--auto-attach", "--rate", "0",
-		"--db", filepath.Join(b.dir, "bindings.db"), "--docker-host", b.docker.Host, "--admin", "unix:"+socket)
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := host.Start(cmd); err != nil {
-		return nil, err
+	if err := b.resolver.Start(); err != nil {
+		return err
 	}
-	stop = func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		_ = cmd.Wait()
-	}
-	err = testnet.Until(ctx, "the resolver", func() error {
-		status := exec.CommandContext(ctx, cmd.Path, "status", "--json", "--db", filepath.Join(b.dir, "bindings.db"),
-			"--docker-host", b.docker.Host, "--admin", "unix:"+socket)
-		return host.Run(status)
-	})
-	if err != nil {
-		text, _ := os.ReadFile(log.Name())
-		stop()
-		return nil, fmt.Errorf("%w: %s", err, text)
-	}
-	return stop, nil
+	return b.resolver.AwaitOK(ctx, "/readyz")
 }
 
 // figures are what was measured, one duration a container.
@@ -227,8 +209,7 @@ func (b *bench) times(ctx context.Context, id string) (event, begun, answered ti
 		return err
 	})
 	if err != nil {
-		log, _ := os.ReadFile(filepath.Join(b.dir, "resolver.log"))
-		return event, begun, answered, fmt.Errorf("%w: %s", err, log)
+		return event, begun, answered, fmt.Errorf("%w: %s", err, b.resolver.Log())
 	}
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -246,7 +227,7 @@ func (b *bench) times(ctx context.Context, id string) (event, begun, answered ti
 func (b *bench) idle(ctx context.Context) error {
 	return testnet.Until(ctx, "the addresses to be free", func() error {
 		out, err := exec.CommandContext(ctx, filepath.Join(b.dir, "ecs-resolver"), "bindings", "--json",
-			"--db", filepath.Join(b.dir, "bindings.db"), "--docker-host", b.docker.Host).Output()
+			"--db", b.db(), "--docker-host", b.docker.Host).Output()
 		if err == nil && strings.TrimSpace(string(out)) != "[]" {
 			err = fmt.Errorf("held: %s", out)
 		}

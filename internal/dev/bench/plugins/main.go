@@ -137,16 +137,14 @@ func (b *runner) state(c contender, level string) string {
 
 // command is one start of a contender.
 func (b *runner) command(ctx context.Context, c contender, state, verb, container string, task *testnet.Namespace) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, filepath.Join(b.bin(), c.program))
 	conf := strings.ReplaceAll(c.conf, "%", state)
 	if c.floor {
-		cmd.Args = append(cmd.Args, conf)
-		return cmd
+		return exec.CommandContext(ctx, filepath.Join(b.bin(), c.program), conf)
 	}
-	cmd.Stdin = strings.NewReader(`{"cniVersion": "1.0.0", "name": "bench", "type": "` + c.program + `", ` + conf + `}`)
-	cmd.Env = append(os.Environ(), "CNI_COMMAND="+verb, "CNI_CONTAINERID="+container, "CNI_IFNAME=eth0",
-		"CNI_NETNS="+task.Path(), "CNI_PATH="+b.bin())
-	return cmd
+	return testnet.Call{
+		Program: filepath.Join(b.bin(), c.program), Verb: verb, Container: container, Netns: task.Path(),
+		Conf: `{"cniVersion": "1.0.0", "name": "bench", "type": "` + c.program + `", ` + conf + `}`,
+	}.Command(ctx)
 }
 
 // crowded measures those that make interfaces with that many ports on the bridge, which

@@ -13,13 +13,11 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"taskmeta/internal/bindingdb"
-	"taskmeta/internal/dev/bench"
 	"taskmeta/internal/dev/testnet"
 	"taskmeta/internal/ecs"
 	"taskmeta/internal/guard"
@@ -33,7 +31,7 @@ type host struct {
 	dir     string
 	ns      *testnet.Namespace
 	guard   string
-	service *exec.Cmd
+	service *testnet.Resolver // or the bare handler in its place
 }
 
 // A run is one run of all measurements.
@@ -84,9 +82,9 @@ func (h *host) attach(ctx context.Context, task int) (*testnet.Namespace, error)
 
 // add is the CNI ADD of a namespace.
 func (h *host) add(ctx context.Context, container, netns string) error {
-	_, err := bench.Call{
-		Bin: h.run.bin(), Plugin: "ecs-bridge", Verb: "ADD", Container: container, Netns: netns,
-		Conf: fmt.Sprintf(`"guard": %q, "ipam": {"type": "ecs-ipam", "db-path": %q}`, h.guard, h.db()),
+	_, err := testnet.Call{
+		Program: filepath.Join(h.run.bin(), "ecs-bridge"), Verb: "ADD", Container: container, Netns: netns,
+		Conf: fmt.Sprintf(`{"cniVersion": "1.0.0", "name": "bench", "guard": %q, "ipam": {"type": "ecs-ipam", "db-path": %q}}`, h.guard, h.db()),
 	}.Run(ctx, h.ns)
 	return err
 }
@@ -143,39 +141,25 @@ func (h *host) docker(tasks, each int) error {
 
 // resolver starts ecs-resolver and waits until it is ready.
 func (h *host) resolver(ctx context.Context, args ...string) error {
-	if err := h.start(exec.Command(filepath.Join(h.run.bin(), "ecs-resolver"), h.words(args)...)); err != nil {
+	if err := h.start(args); err != nil {
 		return err
 	}
-	return h.ready(ctx)
+	return h.service.AwaitOK(ctx, "/readyz")
 }
 
-func (h *host) words(args []string) []string {
-	return append([]string{"--db", h.db(), "--docker-host", "unix://" + h.socket(), "--guard", h.guard, "--log-level", "error"}, args...)
+// start starts ecs-resolver, with further flags and open sockets.
+func (h *host) start(args []string, sockets ...*os.File) error {
+	return h.serve(&testnet.Resolver{
+		Host: h.ns, Program: filepath.Join(h.run.bin(), "ecs-resolver"), Files: sockets,
+		Args: append([]string{"--db", h.db(), "--docker-host", "unix://" + h.socket(), "--guard", h.guard, "--log-level", "error"}, args...),
+	}, (*testnet.Resolver).Stop)
 }
 
-// start starts what serves the tasks of the host.
-func (h *host) start(cmd *exec.Cmd) error {
-	cmd.Stderr = os.Stderr
-	if err := h.ns.Start(cmd); err != nil {
-		return err
-	}
-	if h.service == nil {
-		h.run.later(h.stop)
-	}
-	h.service = cmd
-	return nil
-}
-
-// stop ends what start has started.
-func (h *host) stop() error {
-	if h.service.ProcessState != nil {
-		return nil // stopped before
-	}
-	if err := h.service.Process.Signal(syscall.SIGTERM); err != nil {
-		return err
-	}
-	_ = h.service.Wait() // a bare handler knows no good end
-	return nil
+// serve starts what serves the tasks of the host, and has it ended at the end of the run.
+func (h *host) serve(service *testnet.Resolver, end func(*testnet.Resolver) error) error {
+	h.service = service
+	h.run.later(func() error { return end(service) })
+	return service.Start()
 }
 
 // bare starts a bare handler in the resolver's place.
@@ -199,28 +183,13 @@ func (h *host) bare(ctx context.Context, file string) error {
 	if err != nil {
 		return err
 	}
-	return h.start(exec.Command(h.run.self, "bare", endpoint, file))
+	return h.serve(&testnet.Resolver{Host: h.ns, Program: h.run.self, Args: []string{"bare", endpoint, file}}, (*testnet.Resolver).Kill)
 }
 
 const (
 	endpoint = "169.254.170.2:80"
 	metadata = "http://" + endpoint + "/v2/metadata"
 )
-
-// ready waits until the resolver says so.
-func (h *host) ready(ctx context.Context) error {
-	return testnet.Until(ctx, "the resolver to be ready", func() error {
-		status, body, err := h.admin(ctx, "/readyz")
-		if err == nil && status != http.StatusOK {
-			err = fmt.Errorf("%d %s", status, body)
-		}
-		return err
-	})
-}
-
-func (h *host) admin(ctx context.Context, path string) (int, string, error) {
-	return h.ns.Ask(ctx, "http://127.0.0.1:51680"+path)
-}
 
 // load runs a load in a task's namespace.
 func (r *run) load(ctx context.Context, task *testnet.Namespace, words ...string) (t tally, err error) {
@@ -235,7 +204,7 @@ func (r *run) load(ctx context.Context, task *testnet.Namespace, words ...string
 
 // memory is what the service takes of memory now, and took at most, in MB.
 func (h *host) memory() (now, most float64, err error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", h.service.Process.Pid))
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", h.service.Pid()))
 	if err != nil {
 		return 0, 0, err
 	}
@@ -258,9 +227,9 @@ func (h *host) memory() (now, most float64, err error) {
 // processorTime is what the service has used of the processors since its start.
 func (h *host) processorTime() (time.Duration, error) {
 	var t unix.Timespec
-	clock := int32(^h.service.Process.Pid<<3 | 2) // CPUCLOCK_SCHED of the process
+	clock := int32(^h.service.Pid()<<3 | 2) // CPUCLOCK_SCHED of the process
 	if err := unix.ClockGettime(clock, &t); err != nil {
-		return 0, fmt.Errorf("reading the processor time of %s: %w", h.service.Path, err)
+		return 0, fmt.Errorf("reading the processor time of %s: %w", h.service.Program, err)
 	}
 	return time.Duration(t.Nano()), nil
 }

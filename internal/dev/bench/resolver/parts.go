@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -248,16 +247,16 @@ func (r *run) measureNeighbours(ctx context.Context, w *tabwriter.Writer) error 
 
 // looped makes a host whose loopback has all addresses of the tasks, so that each of many
 // tasks can ask without a namespace of its own.
-func (r *run) looped(ctx context.Context, tasks, each int) (h *host, addrs []netip.Addr, l net.Listener, err error) {
+func (r *run) looped(ctx context.Context, tasks, each int) (h *host, addrs []netip.Addr, socket *os.File, err error) {
 	if h, err = r.newHost(); err != nil {
 		return
 	}
-	net, err := h.ns.Handle()
+	handle, err := h.ns.Handle()
 	if err != nil {
 		return
 	}
-	defer net.Close()
-	lo, err := net.LinkByName("lo")
+	defer handle.Close()
+	lo, err := handle.LinkByName("lo")
 	if err != nil {
 		return
 	}
@@ -266,7 +265,7 @@ func (r *run) looped(ctx context.Context, tasks, each int) (h *host, addrs []net
 		if e != nil {
 			return h, nil, nil, e
 		}
-		if err = net.AddrAdd(lo, addr); err != nil {
+		if err = handle.AddrAdd(lo, addr); err != nil {
 			return
 		}
 	}
@@ -276,33 +275,29 @@ func (r *run) looped(ctx context.Context, tasks, each int) (h *host, addrs []net
 	if err = h.docker(tasks, each); err != nil {
 		return
 	}
-	l, err = h.ns.Listen("tcp", endpoint)
+	l, err := h.ns.Listen("tcp", endpoint)
+	if err != nil {
+		return
+	}
+	defer l.Close()
+	socket, err = l.(*net.TCPListener).File()
 	return
 }
 
-// passed is a resolver that serves on an open socket.
-func (h *host) passed(l net.Listener) (*exec.Cmd, error) {
-	file, err := l.(*net.TCPListener).File()
-	if err != nil {
-		return nil, err
-	}
-	cmd := exec.Command(filepath.Join(h.run.bin(), "ecs-resolver"), h.words([]string{"--listen", "fd:3", "--bridge", "none", "--rate", "0"})...)
-	cmd.ExtraFiles = []*os.File{file}
-	return cmd, nil
-}
+// passed is the flags of a resolver that serves on an open socket.
+var passed = []string{"--listen", "fd:3", "--bridge", "none", "--rate", "0"}
 
 func (r *run) measureMemory(ctx context.Context, w *tabwriter.Writer) error {
 	fmt.Fprintln(w, "Memory once every task has asked\ttasks\tcontainers\tRSS MB\tmost MB\t")
 	for _, size := range []struct{ tasks, each int }{{1, 3}, {pool, 3}, {1000, 10}} {
-		h, addrs, l, err := r.looped(ctx, size.tasks, size.each)
+		h, addrs, socket, err := r.looped(ctx, size.tasks, size.each)
 		if err != nil {
 			return err
 		}
-		cmd, err := h.passed(l)
-		if err != nil {
+		if err := h.start(passed, socket); err != nil {
 			return err
 		}
-		if err := errors.Join(h.start(cmd), h.ready(ctx)); err != nil {
+		if err := h.service.AwaitOK(ctx, "/readyz"); err != nil {
 			return err
 		}
 		for _, addr := range addrs {
@@ -315,7 +310,7 @@ func (r *run) measureMemory(ctx context.Context, w *tabwriter.Writer) error {
 			return err
 		}
 		fmt.Fprintf(w, "\t%d\t%d\t%.1f\t%.1f\t\n", size.tasks, size.tasks*size.each, now, most)
-		if err := errors.Join(h.stop(), l.Close()); err != nil {
+		if err := errors.Join(h.service.Stop(), socket.Close()); err != nil {
 			return err
 		}
 	}
@@ -328,28 +323,24 @@ func (r *run) measureMemory(ctx context.Context, w *tabwriter.Writer) error {
 func (r *run) measureStart(ctx context.Context, w *tabwriter.Writer) error {
 	fmt.Fprintf(w, "Start, with %v an inspection\tcontainers\tfirst answer ms\tready ms\t\n", inspectTime)
 	for _, tasks := range []int{1, 100, 1000} {
-		h, addrs, l, err := r.looped(ctx, tasks, each)
+		h, addrs, socket, err := r.looped(ctx, tasks, each)
 		if err != nil {
 			return err
 		}
 		var answered, ready []time.Duration
 		for range max(1, r.rounds/6) {
-			cmd, err := h.passed(l)
-			if err != nil {
-				return err
-			}
 			began := time.Now()
-			if err := errors.Join(h.start(cmd), h.from(ctx, addrs[0])); err != nil {
+			if err := errors.Join(h.start(passed, socket), h.from(ctx, addrs[0])); err != nil {
 				return err
 			}
 			answered = append(answered, time.Since(began))
-			err = h.ready(ctx)
+			err := h.service.AwaitOK(ctx, "/readyz")
 			ready = append(ready, time.Since(began))
-			if err := errors.Join(err, h.stop()); err != nil {
+			if err := errors.Join(err, h.service.Stop()); err != nil {
 				return err
 			}
 		}
-		if err := l.Close(); err != nil {
+		if err := socket.Close(); err != nil {
 			return err
 		}
 		fmt.Fprintf(w, "\t%d\t%.0f\t%.0f\t\n", tasks*each, bench.MS(median(answered)), bench.MS(median(ready)))
@@ -368,11 +359,7 @@ func (r *run) measureStats(ctx context.Context, w *tabwriter.Writer) error {
 		return err
 	}
 	r.later(d.Close)
-	files, err := testnet.Busybox()
-	if err != nil {
-		return err
-	}
-	if err := d.Import("bench", files); err != nil {
+	if err := d.ImportBusybox("bench", nil); err != nil {
 		return err
 	}
 	pauseID, err := d.CLI("run", "--detach", "--network", "none", "--label", "com.amazonaws.ecs.task-arn="+taskARN(0), "bench", "/bin/sleep", "infinity")
@@ -401,7 +388,7 @@ func (r *run) measureStats(ctx context.Context, w *tabwriter.Writer) error {
 	var cold []time.Duration
 	for range max(1, r.rounds/6) {
 		if h.service != nil {
-			if err := h.stop(); err != nil {
+			if err := h.service.Stop(); err != nil {
 				return err
 			}
 		}
@@ -421,7 +408,7 @@ func (r *run) measureStats(ctx context.Context, w *tabwriter.Writer) error {
 	}
 	asked := time.Now()
 	err = testnet.Until(ctx, "the streams to end", func() error {
-		_, metrics, err := h.admin(ctx, "/metrics")
+		_, metrics, err := h.service.Admin(ctx, "/metrics")
 		if err == nil && !strings.Contains(metrics, "\ntaskmeta_docker_stats_streams 0\n") {
 			err = errors.New("some are open")
 		}
