@@ -127,16 +127,9 @@ func (h *host) docker(tasks, each int) error {
 		_ = holder.Wait()
 		return err
 	})
-	d, err := newDaemon(tasks, each, holder.Process.Pid)
-	if err != nil {
-		return err
-	}
-	stop, err := d.serve(h.socket())
-	if err != nil {
-		return err
-	}
-	h.run.later(stop)
-	return nil
+	d := newDaemon(h.socket(), tasks, each, holder.Process.Pid)
+	h.run.later(d.Stop)
+	return d.Start()
 }
 
 // resolver starts ecs-resolver and waits until it is ready.

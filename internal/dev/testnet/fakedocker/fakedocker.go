@@ -1,4 +1,5 @@
-// Package fakedocker is a Docker daemon for tests, faked at the wire.
+// Package fakedocker is a Docker daemon for tests and benchmarks, faked at the wire: a unix
+// socket that speaks as much of the engine's API as the resolver asks for.
 package fakedocker
 
 import (
@@ -22,41 +23,48 @@ import (
 	"taskmeta/internal/ecs"
 )
 
-// A Daemon is a Docker daemon on a unix socket that does what a real one cannot be made to
-// do: hang in the middle, answer garbage, lose events, hold ten thousand containers.
+// A Daemon does what a real one cannot be made to do: hang in the middle, answer garbage,
+// lose events, hold ten thousand containers.
 type Daemon struct {
-	Host string
+	Host string // the value of DOCKER_HOST
 
 	mu         sync.Mutex
 	server     *http.Server
-	containers []*container.InspectResponse // in the order of their creation
-	byID       map[string]*container.InspectResponse
+	served     chan error
+	containers []*kept // in the order of their creation
+	byID       map[string]*kept
 	past       []events.Message
 	subscribed map[chan events.Message]struct{}
 	asked      map[string]int // requests, by kind
 	streams    int            // open streams of statistics
-
-	// instead, if set, answers in the daemon's place the requests it returns true for.
-	instead func(kind string, w http.ResponseWriter, r *http.Request) bool
-	// sample gives the JSON of the nth sample of a stream, false for the stream's end.
-	sample func(id string, n int) (string, bool)
-	// every is the time between two samples.
-	every time.Duration
+	instead    Handler
+	sample     Sample
 }
 
-func T(t testing.TB) *Daemon {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "fakedocker") // t.TempDir may be too long for a socket
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	f := &Daemon{
-		Host:       "unix://" + filepath.Join(dir, "docker.sock"),
-		byID:       make(map[string]*container.InspectResponse),
+// kept is a container as the daemon describes it.
+type kept struct {
+	inspection []byte // in JSON
+	summary    container.Summary
+}
+
+// A Handler answers, in the daemon's place, the requests that it returns true for. Their
+// kind is "inspect", "stats", or the path without the version.
+type Handler func(kind string, w http.ResponseWriter, r *http.Request) bool
+
+// A Sample gives the JSON of the nth sample of a container's statistics, false for the end
+// of the stream.
+type Sample func(id string, n int) (string, bool)
+
+// sampleTime is between two samples of a stream.
+const sampleTime = 10 * time.Millisecond
+
+// New makes a daemon without containers that will listen at a path.
+func New(socket string) *Daemon {
+	return &Daemon{
+		Host:       "unix://" + socket,
+		byID:       make(map[string]*kept),
 		subscribed: make(map[chan events.Message]struct{}),
 		asked:      make(map[string]int),
-		every:      10 * time.Millisecond,
 		sample: func(id string, n int) (string, bool) {
 			preread := "0001-01-01T00:00:00Z"
 			if n > 0 {
@@ -65,121 +73,149 @@ func T(t testing.TB) *Daemon {
 			return fmt.Sprintf(`{"read":"2026-01-01T00:00:01Z","preread":%q,"n":%d,"id":%q}`, preread, n, id), true
 		},
 	}
-	return f
 }
 
-// Serve lets the daemon answer until stop or the test's end.
-func (f *Daemon) Serve(t testing.TB) {
+// T is New for a test.
+func T(t testing.TB) *Daemon {
 	t.Helper()
-	socket := strings.TrimPrefix(f.Host, "unix://")
-	l, err := net.Listen("unix", socket)
+	dir, err := os.MkdirTemp("", "fakedocker") // t.TempDir may be too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := &http.Server{Handler: f}
-	f.mu.Lock()
-	f.server = server
-	f.mu.Unlock()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return New(filepath.Join(dir, "docker.sock"))
+}
+
+// Start lets the daemon answer until it is stopped. It may be started again then.
+func (d *Daemon) Start() error {
+	l, err := net.Listen("unix", strings.TrimPrefix(d.Host, "unix://"))
+	if err != nil {
+		return err
+	}
+	server, served := &http.Server{Handler: d}, make(chan error, 1)
+	d.mu.Lock()
+	d.server, d.served = server, served
+	d.mu.Unlock()
+	go func() { served <- server.Serve(l) }()
+	return nil
+}
+
+// Serve is Start until the end of a test.
+func (d *Daemon) Serve(t testing.TB) {
+	t.Helper()
+	if err := d.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := d.Stop(); err != nil {
 			t.Error(err)
 		}
-	}()
-	t.Cleanup(func() {
-		server.Close()
-		<-done
 	})
 }
 
-// Stop ends the daemon and all its connections.
-func (f *Daemon) Stop() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.server.Close()
+// Stop ends the daemon, if it runs, and all its connections.
+func (d *Daemon) Stop() error {
+	d.mu.Lock()
+	server, served := d.server, d.served
+	d.server = nil
+	d.mu.Unlock()
+	if server == nil {
+		return nil
+	}
+	err := server.Close()
+	if e := <-served; !errors.Is(e, http.ErrServerClosed) {
+		err = errors.Join(err, e)
+	}
+	return err
 }
 
 // Replace sets what answers in the daemon's place, nil for nothing.
-func (f *Daemon) Replace(instead func(kind string, w http.ResponseWriter, r *http.Request) bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.instead = instead
+func (d *Daemon) Replace(instead Handler) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.instead = instead
 }
 
 // SetSample sets what the daemon sends as statistics.
-func (f *Daemon) SetSample(sample func(id string, n int) (string, bool)) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.sample = sample
-}
-
-// LoseEvents makes the daemon forget the events that were.
-func (f *Daemon) LoseEvents() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.past = nil
+func (d *Daemon) SetSample(sample Sample) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.sample = sample
 }
 
 // Count returns how many requests of a kind there were.
-func (f *Daemon) Count(kind string) int {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.asked[kind]
+func (d *Daemon) Count(kind string) int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.asked[kind]
 }
 
-func (f *Daemon) OpenStreams() int {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.streams
+// OpenStreams returns how many streams of statistics are open.
+func (d *Daemon) OpenStreams() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.streams
 }
 
-// Put adds a container, or puts it in the place of the one with its ID, and says so.
-func (f *Daemon) Put(action events.Action, c *container.InspectResponse) {
-	f.Keep(c)
-	f.emit(action, c.ID)
-}
-
-// Keep is Put without an event.
-func (f *Daemon) Keep(containers ...*container.InspectResponse) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+// Keep adds containers, or puts them in the place of those with their IDs, without an event.
+func (d *Daemon) Keep(containers ...*container.InspectResponse) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	for _, c := range containers {
-		if f.byID[c.ID] == nil {
-			f.containers = append(f.containers, c)
+		k := &kept{summary: container.Summary{ID: c.ID, Names: []string{c.Name}, Labels: c.Config.Labels, State: c.State.Status}}
+		k.summary.HostConfig.NetworkMode = string(c.HostConfig.NetworkMode)
+		k.inspection, _ = json.Marshal(c) // every value of its types can be
+		if old := d.byID[c.ID]; old != nil {
+			d.containers[slices.Index(d.containers, old)] = k
 		} else {
-			f.containers[slices.Index(f.containers, f.byID[c.ID])] = c
+			d.containers = append(d.containers, k)
 		}
-		f.byID[c.ID] = c
+		d.byID[c.ID] = k
 	}
 }
 
-func (f *Daemon) Remove(id string) {
-	f.Forget(id)
-	f.emit(events.ActionDestroy, id)
+// Forget removes a container without an event.
+func (d *Daemon) Forget(id string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.containers = slices.DeleteFunc(d.containers, func(k *kept) bool { return k.summary.ID == id })
+	delete(d.byID, id)
 }
 
-func (f *Daemon) Forget(id string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.containers = slices.DeleteFunc(f.containers, func(c *container.InspectResponse) bool { return c.ID == id })
-	delete(f.byID, id)
+// Put is Keep with an event of the container.
+func (d *Daemon) Put(action events.Action, c *container.InspectResponse) {
+	d.Keep(c)
+	d.emit(action, c.ID)
 }
 
-func (f *Daemon) emit(action events.Action, id string) {
-	f.Publish(events.Message{Type: events.ContainerEventType, Action: action, Actor: events.Actor{ID: id}})
+// Remove is Forget with an event.
+func (d *Daemon) Remove(id string) {
+	d.Forget(id)
+	d.emit(events.ActionDestroy, id)
 }
 
-func (f *Daemon) Publish(m events.Message) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.past = append(f.past, m)
-	for c := range f.subscribed {
+func (d *Daemon) emit(action events.Action, id string) {
+	d.Publish(events.Message{Type: events.ContainerEventType, Action: action, Actor: events.Actor{ID: id}})
+}
+
+// Publish sends an event to all that follow them.
+func (d *Daemon) Publish(m events.Message) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.past = append(d.past, m)
+	for c := range d.subscribed {
 		c <- m
 	}
 }
 
-func (f *Daemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+// LoseEvents makes the daemon forget the events that were.
+func (d *Daemon) LoseEvents() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.past = nil
+}
+
+func (d *Daemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	path := r.URL.Path
 	if version, rest, ok := strings.Cut(strings.TrimPrefix(path, "/"), "/"); ok && strings.HasPrefix(version, "v1.") {
 		path = "/" + rest
@@ -188,10 +224,10 @@ func (f *Daemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if parts := strings.Split(path, "/"); len(parts) == 4 && parts[1] == "containers" {
 		kind, id = map[string]string{"json": "inspect", "stats": "stats"}[parts[3]], parts[2]
 	}
-	f.mu.Lock()
-	f.asked[kind]++
-	instead := f.instead
-	f.mu.Unlock()
+	d.mu.Lock()
+	d.asked[kind]++
+	instead := d.instead
+	d.mu.Unlock()
 	if instead != nil && instead(kind, w, r) {
 		return
 	}
@@ -199,20 +235,20 @@ func (f *Daemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case "/_ping":
 		w.Header().Set("Api-Version", "1.41")
 	case "/events":
-		f.serveEvents(w, r)
+		d.serveEvents(w, r)
 	case "/containers/json":
-		f.ServeList(w, r)
+		d.ServeList(w, r)
 	case "inspect":
-		f.mu.Lock()
-		body, err := json.Marshal(f.byID[id])
-		f.mu.Unlock()
-		if err != nil || string(body) == "null" {
+		d.mu.Lock()
+		k := d.byID[id]
+		d.mu.Unlock()
+		if k == nil {
 			notFound(w, id)
 			return
 		}
-		w.Write(body)
+		w.Write(k.inspection)
 	case "stats":
-		f.serveStats(w, r, id)
+		d.serveStats(w, r, id)
 	default:
 		http.Error(w, path, http.StatusNotImplemented)
 	}
@@ -224,17 +260,17 @@ func notFound(w http.ResponseWriter, id string) {
 	fmt.Fprintf(w, `{"message":"No such container: %s"}`, id)
 }
 
-func (f *Daemon) serveEvents(w http.ResponseWriter, r *http.Request) {
+func (d *Daemon) serveEvents(w http.ResponseWriter, r *http.Request) {
 	w.(http.Flusher).Flush()
 	c := make(chan events.Message, 1000)
-	f.mu.Lock()
-	past := slices.Clone(f.past[max(0, len(f.past)-256):])
-	f.subscribed[c] = struct{}{}
-	f.mu.Unlock()
+	d.mu.Lock()
+	past := slices.Clone(d.past[max(0, len(d.past)-256):])
+	d.subscribed[c] = struct{}{}
+	d.mu.Unlock()
 	defer func() {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		delete(f.subscribed, c)
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		delete(d.subscribed, c)
 	}()
 	out := json.NewEncoder(w)
 	if r.URL.Query().Get("since") == "0" {
@@ -253,56 +289,55 @@ func (f *Daemon) serveEvents(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (f *Daemon) ServeList(w http.ResponseWriter, r *http.Request) {
-	var args map[string]map[string]bool
+// ServeList answers a request for the list of containers.
+func (d *Daemon) ServeList(w http.ResponseWriter, r *http.Request) {
+	var filters map[string]map[string]bool
 	if text := r.URL.Query().Get("filters"); text != "" {
-		if err := json.Unmarshal([]byte(text), &args); err != nil {
+		if err := json.Unmarshal([]byte(text), &filters); err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
 	}
 	limit, _ := strconv.Atoi(r.URL.Query().Get("limit"))
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	skip := false
-	for before := range args["before"] {
-		if skip = f.byID[before] != nil; !skip {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	from := d.containers
+	for before := range filters["before"] {
+		if d.byID[before] == nil {
 			notFound(w, before)
 			return
 		}
+		from = from[:slices.Index(from, d.byID[before])]
 	}
 	page := []container.Summary{}
-	for _, c := range slices.Backward(f.containers) {
-		if skip {
-			skip = !args["before"][c.ID]
-			continue
+	for _, k := range slices.Backward(from) {
+		if limit > 0 && len(page) == limit {
+			break
 		}
 		matches := true
-		for id := range args["id"] {
-			matches = matches && strings.HasPrefix(c.ID, id)
+		for id := range filters["id"] {
+			matches = matches && strings.HasPrefix(k.summary.ID, id)
 		}
-		for label := range args["label"] {
+		for label := range filters["label"] {
 			key, value, _ := strings.Cut(label, "=")
-			matches = matches && c.Config.Labels[key] == value
+			matches = matches && k.summary.Labels[key] == value
 		}
-		if matches && (limit == 0 || len(page) < limit) {
-			s := container.Summary{ID: c.ID, Names: []string{c.Name}, Labels: c.Config.Labels, State: c.State.Status}
-			s.HostConfig.NetworkMode = string(c.HostConfig.NetworkMode)
-			page = append(page, s)
+		if matches {
+			page = append(page, k.summary)
 		}
 	}
 	json.NewEncoder(w).Encode(page)
 }
 
-func (f *Daemon) serveStats(w http.ResponseWriter, r *http.Request, id string) {
-	f.mu.Lock()
-	known, sample, every := f.byID[id] != nil, f.sample, f.every
-	f.streams++
-	f.mu.Unlock()
+func (d *Daemon) serveStats(w http.ResponseWriter, r *http.Request, id string) {
+	d.mu.Lock()
+	known, sample := d.byID[id] != nil, d.sample
+	d.streams++
+	d.mu.Unlock()
 	defer func() {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		f.streams--
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.streams--
 	}()
 	if !known {
 		notFound(w, id)
@@ -311,7 +346,7 @@ func (f *Daemon) serveStats(w http.ResponseWriter, r *http.Request, id string) {
 	for n := 0; ; n++ {
 		w.(http.Flusher).Flush()
 		select {
-		case <-time.After(every):
+		case <-time.After(sampleTime):
 		case <-r.Context().Done():
 			return
 		}
