@@ -13,99 +13,108 @@ import (
 // longID is a full container ID that starts with a readable name.
 func longID(name string) string { return name + strings.Repeat("0", 64-len(name)) }
 
+// outlined is what a family depends on of a container.
+type outlined struct{ name, joins, arn string }
+
 func TestFamily(t *testing.T) {
 	t.Parallel()
 	const mine, theirs = "arn:mine", "arn:theirs"
-	type c struct{ name, joins, arn string }
 	tests := map[string]struct {
-		containers []c
+		containers []outlined
 		owner, arn string
 		want       string // members by name, the owner of the namespace first
 	}{
 		"nothing is known": {owner: "pause", arn: mine, want: ""},
-		"the owner alone":  {[]c{{"pause", "", ""}}, "pause", "", "pause"},
+		"the owner alone":  {[]outlined{{"pause", "", ""}}, "pause", "", "pause"},
 		"by network namespace": {
-			[]c{{"pause", "", ""}, {"app", "pause", ""}, {"other", "", ""}, {"stranger", "other", ""}}, "pause", "", "pause app",
+			[]outlined{{"pause", "", ""}, {"app", "pause", ""}, {"other", "", ""}, {"stranger", "other", ""}}, "pause", "", "pause app",
 		},
 		"by label": {
-			[]c{{"pause", "", mine}, {"app", "", mine}, {"other", "", theirs}}, "pause", "", "pause app",
+			[]outlined{{"pause", "", mine}, {"app", "", mine}, {"other", "", theirs}}, "pause", "", "pause app",
 		},
 		"by the binding's ARN, where the owner has no label": {
-			[]c{{"pause", "", ""}, {"app", "", mine}}, "pause", mine, "pause app",
+			[]outlined{{"pause", "", ""}, {"app", "", mine}}, "pause", mine, "pause app",
 		},
 		"the namespace wins over a label that says ours": {
-			[]c{{"pause", "", mine}, {"app", "pause", mine}, {"other", "", theirs}, {"liar", "other", mine}}, "pause", "", "pause app",
+			[]outlined{{"pause", "", mine}, {"app", "pause", mine}, {"other", "", theirs}, {"liar", "other", mine}}, "pause", "", "pause app",
 		},
 		"the namespace wins over a label that says ours, of an owner without label": {
-			[]c{{"pause", "", ""}, {"other", "", ""}, {"liar", "other", mine}}, "pause", mine, "pause",
+			[]outlined{{"pause", "", ""}, {"other", "", ""}, {"liar", "other", mine}}, "pause", mine, "pause",
 		},
 		"the namespace wins over a label that says theirs": {
-			[]c{{"pause", "", mine}, {"app", "pause", theirs}}, "pause", "", "pause app",
+			[]outlined{{"pause", "", mine}, {"app", "pause", theirs}}, "pause", "", "pause app",
 		},
 		"a namespace shared in two steps": {
-			[]c{{"pause", "", ""}, {"app", "pause", ""}, {"debug", "app", ""}}, "pause", "", "pause app debug",
+			[]outlined{{"pause", "", ""}, {"app", "pause", ""}, {"debug", "app", ""}}, "pause", "", "pause app debug",
 		},
 		"the binding names one that shares": {
-			[]c{{"pause", "", ""}, {"app", "pause", ""}, {"sidecar", "pause", ""}}, "app", "", "pause app sidecar",
+			[]outlined{{"pause", "", ""}, {"app", "pause", ""}, {"sidecar", "pause", ""}}, "app", "", "pause app sidecar",
 		},
 		"an owner that is no container": {
-			[]c{{"pause", "", ""}, {"app", "pause", mine}, {"other", "", theirs}, {"liar", "other", mine}, {"alone", "", mine}},
+			[]outlined{{"pause", "", ""}, {"app", "pause", mine}, {"other", "", theirs}, {"liar", "other", mine}, {"alone", "", mine}},
 			"sandbox", mine, "pause alone app",
 		},
 		"an owner that is no container, and nothing shared": {
-			[]c{{"app", "", mine}, {"batch", "", mine}}, "sandbox", mine, " app batch",
+			[]outlined{{"app", "", mine}, {"batch", "", mine}}, "sandbox", mine, " app batch",
 		},
 		"the joined container is gone": {
-			[]c{{"pause", "", mine}, {"app", "gone", mine}}, "pause", "", "pause app",
+			[]outlined{{"pause", "", mine}, {"app", "gone", mine}}, "pause", "", "pause app",
 		},
 		"two that join each other": {
-			[]c{{"a", "b", mine}, {"b", "a", mine}}, "a", mine, "a b",
+			[]outlined{{"a", "b", mine}, {"b", "a", mine}}, "a", mine, "a b",
 		},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			for _, reversed := range []bool{false, true} {
-				cat := newCatalogue()
 				if reversed {
 					slices.Reverse(test.containers)
 				}
-				for _, c := range test.containers {
-					e := &entry{id: longID(c.name), arn: c.arn}
-					if c.joins != "" {
-						e.joins = longID(c.joins)
-					}
-					cat.put(e)
-					cat.put(e) // as each inspection does
-				}
 				b := &ecs.Binding{Attachment: ecs.Attachment{Container: longID(test.owner)}, TaskARN: test.arn}
-				f := cat.family(b)
-				var names []string
-				for _, e := range f.members {
-					if e != f.owner {
-						names = append(names, strings.TrimRight(e.id, "0"))
-					}
-				}
-				slices.Sort(names)
-				got := strings.Join(names, " ")
-				if f.owner != nil {
-					got = strings.TrimSpace(strings.TrimRight(f.owner.id, "0") + " " + got)
-				} else if got != "" {
-					got = " " + got
-				}
-				if got != test.want {
+				if got := familyOf(t, b, test.containers); got != test.want {
 					t.Errorf("family %q, want %q", got, test.want)
-				}
-
-				for _, c := range test.containers {
-					cat.remove(longID(c.name))
-				}
-				if left := len(cat.entries) + len(cat.byShort) + len(cat.byARN) + len(cat.byJoined); left > 0 {
-					t.Errorf("%d entries are left after all containers went", left)
 				}
 			}
 		})
 	}
+}
+
+// familyOf are the members of the binding's family among the containers, by name, and the
+// owner first, or nothing in its place. It checks that all of them can be removed.
+func familyOf(t *testing.T, b *ecs.Binding, containers []outlined) string {
+	t.Helper()
+	cat := newCatalogue()
+	for _, c := range containers {
+		e := &entry{id: longID(c.name), arn: c.arn}
+		if c.joins != "" {
+			e.joins = longID(c.joins)
+		}
+		cat.put(e)
+		cat.put(e) // as each inspection does
+	}
+	f := cat.family(b)
+	var names []string
+	for _, e := range f.members {
+		if e != f.owner {
+			names = append(names, strings.TrimRight(e.id, "0"))
+		}
+	}
+	slices.Sort(names)
+	got := strings.Join(names, " ")
+	if f.owner != nil {
+		got = strings.TrimSpace(strings.TrimRight(f.owner.id, "0") + " " + got)
+	} else if got != "" {
+		got = " " + got
+	}
+
+	for _, c := range containers {
+		cat.remove(longID(c.name))
+	}
+	if left := len(cat.entries) + len(cat.byShort) + len(cat.byARN) + len(cat.byJoined); left > 0 {
+		t.Errorf("%d entries are left after all containers went", left)
+	}
+	return got
 }
 
 func TestFind(t *testing.T) {

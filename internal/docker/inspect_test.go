@@ -22,13 +22,7 @@ const (
 // The files are what Docker 20.10 says of a task's containers.
 func TestInspected(t *testing.T) {
 	t.Parallel()
-	at := func(clock string) time.Time {
-		v, err := time.Parse(time.RFC3339Nano, "2026-11-24T"+clock+"Z")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return v
-	}
+	at := func(clock string) time.Time { return onThatDay(t, clock) }
 	three := 3
 	tests := map[string]struct {
 		pid  int
@@ -78,25 +72,40 @@ func TestInspected(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			text, err := os.ReadFile(filepath.Join("../../testdata/docker", name))
-			if err != nil {
-				t.Fatal(err)
-			}
-			var info container.InspectResponse
-			if err := json.Unmarshal(text, &info); err != nil {
-				t.Fatal(err)
-			}
-			e, err := inspected(test.want.ID, &info)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(&test.want, e.container, cmpopts.EquateEmpty()); diff != "" {
-				t.Errorf("-want +got:\n%s", diff)
-			}
-			if e.pid != test.pid || e.arn != test.want.Labels[ecs.LabelTaskARN] || e.joins != test.want.Joins {
-				t.Errorf("entry %+v, want process %d", e, test.pid)
-			}
+			checkInspected(t, name, test.pid, test.want)
 		})
+	}
+}
+
+func onThatDay(t *testing.T, clock string) time.Time {
+	t.Helper()
+	v, err := time.Parse(time.RFC3339Nano, "2026-11-24T"+clock+"Z")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// checkInspected compares what becomes of a file's inspection with what is wanted.
+func checkInspected(t *testing.T, file string, pid int, want ecs.Container) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("../../testdata/docker", file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var info container.InspectResponse
+	if err := json.Unmarshal(text, &info); err != nil {
+		t.Fatal(err)
+	}
+	e, err := inspected(want.ID, &info)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(&want, e.container, cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	if e.pid != pid || e.arn != want.Labels[ecs.LabelTaskARN] || e.joins != want.Joins {
+		t.Errorf("entry %+v, want process %d", e, pid)
 	}
 }
 

@@ -36,87 +36,78 @@ func labelled(c *Container, labels ...string) *Container {
 func TestNewTaskStatuses(t *testing.T) {
 	t.Parallel()
 	tests := map[string]struct {
+		owner   string
 		members []*Container
 		// want is each container in order, as ID:desired:known with a * for a pause container,
 		// and the task's desired and known status at the end.
 		want string
 	}{
 		"all run": {
-			[]*Container{member("app", 2, StatusRunning, "pause"), member("pause", 1, StatusRunning, "")},
+			"pause", []*Container{member("app", 2, StatusRunning, "pause"), member("pause", 1, StatusRunning, "")},
 			"pause*:RESOURCES_PROVISIONED:RESOURCES_PROVISIONED app:RUNNING:RUNNING RUNNING:RUNNING",
 		},
 		"the pause container is first, though it came last": {
-			[]*Container{member("app", 1, StatusRunning, "pause"), member("pause", 9, StatusRunning, "")},
+			"pause", []*Container{member("app", 1, StatusRunning, "pause"), member("pause", 9, StatusRunning, "")},
 			"pause*:RESOURCES_PROVISIONED:RESOURCES_PROVISIONED app:RUNNING:RUNNING RUNNING:RUNNING",
 		},
 		"the others by creation, then by ID": {
-			[]*Container{
+			"pause", []*Container{
 				member("b", 5, StatusRunning, "pause"), member("c", 4, StatusRunning, "pause"),
 				member("a", 5, StatusRunning, "pause"), member("pause", 1, StatusRunning, ""),
 			},
 			"pause*:RESOURCES_PROVISIONED:RESOURCES_PROVISIONED c:RUNNING:RUNNING a:RUNNING:RUNNING b:RUNNING:RUNNING RUNNING:RUNNING",
 		},
 		"one is made and not started": {
-			[]*Container{member("pause", 1, StatusRunning, ""), member("app", 2, StatusCreated, "pause")},
+			"pause", []*Container{member("pause", 1, StatusRunning, ""), member("app", 2, StatusCreated, "pause")},
 			"pause*:RESOURCES_PROVISIONED:RESOURCES_PROVISIONED app:RUNNING:CREATED RUNNING:CREATED",
 		},
 		"one has stopped": {
-			[]*Container{member("pause", 1, StatusRunning, ""), member("app", 2, StatusStopped, "pause")},
+			"pause", []*Container{member("pause", 1, StatusRunning, ""), member("app", 2, StatusStopped, "pause")},
 			"pause*:RESOURCES_PROVISIONED:RESOURCES_PROVISIONED app:STOPPED:STOPPED RUNNING:RUNNING",
 		},
 		"all have stopped": {
-			[]*Container{member("pause", 1, StatusStopped, ""), member("app", 2, StatusStopped, "pause")},
+			"pause", []*Container{member("pause", 1, StatusStopped, ""), member("app", 2, StatusStopped, "pause")},
 			"pause*:STOPPED:STOPPED app:STOPPED:STOPPED STOPPED:STOPPED",
 		},
 		"the pause container has stopped": {
-			[]*Container{member("pause", 1, StatusStopped, ""), member("app", 2, StatusRunning, "pause")},
+			"pause", []*Container{member("pause", 1, StatusStopped, ""), member("app", 2, StatusRunning, "pause")},
 			"pause*:STOPPED:STOPPED app:RUNNING:RUNNING STOPPED:RUNNING",
 		},
 		"the pause container is made and not started": {
-			[]*Container{member("pause", 1, StatusCreated, "")},
+			"pause", []*Container{member("pause", 1, StatusCreated, "")},
 			"pause*:RESOURCES_PROVISIONED:CREATED STOPPED:CREATED",
+		},
+		"a lone application container is no pause container": {
+			"app", []*Container{member("app", 1, StatusRunning, "")},
+			"app:RUNNING:RUNNING RUNNING:RUNNING",
+		},
+		"an owner is a pause container once it is shared": {
+			"app", []*Container{member("app", 1, StatusRunning, ""), member("debug", 2, StatusRunning, "app")},
+			"app*:RESOURCES_PROVISIONED:RESOURCES_PROVISIONED debug:RUNNING:RUNNING RUNNING:RUNNING",
+		},
+		"without an owner the task runs while one of it does": {
+			"", []*Container{member("b", 2, StatusStopped, ""), member("a", 1, StatusRunning, "")},
+			"a:RUNNING:RUNNING b:STOPPED:STOPPED RUNNING:RUNNING",
 		},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			task := NewTask(&Binding{}, "pause", test.members, nil)
+			task := NewTask(&Binding{}, test.owner, test.members, nil)
 			if got := outline(task); got != test.want {
 				t.Errorf("got  %s\nwant %s", got, test.want)
 			}
 		})
 	}
-	t.Run("a lone application container is no pause container", func(t *testing.T) {
-		t.Parallel()
-		task := NewTask(&Binding{}, "app", []*Container{member("app", 1, StatusRunning, "")}, nil)
-		if got, want := outline(task), "app:RUNNING:RUNNING RUNNING:RUNNING"; got != want {
-			t.Errorf("got %s, want %s", got, want)
-		}
-	})
-	t.Run("an owner is a pause container once it is shared", func(t *testing.T) {
-		t.Parallel()
-		members := []*Container{member("app", 1, StatusRunning, ""), member("debug", 2, StatusRunning, "app")}
-		task := NewTask(&Binding{}, "app", members, nil)
-		if got, want := outline(task), "app*:RESOURCES_PROVISIONED:RESOURCES_PROVISIONED debug:RUNNING:RUNNING RUNNING:RUNNING"; got != want {
-			t.Errorf("got %s, want %s", got, want)
-		}
-	})
-	t.Run("without an owner the task runs while one of it does", func(t *testing.T) {
-		t.Parallel()
-		members := []*Container{member("b", 2, StatusStopped, ""), member("a", 1, StatusRunning, "")}
-		task := NewTask(&Binding{}, "", members, nil)
-		if got, want := outline(task), "a:RUNNING:RUNNING b:STOPPED:STOPPED RUNNING:RUNNING"; got != want {
-			t.Errorf("got %s, want %s", got, want)
-		}
-	})
-	t.Run("the containers given stay as they are", func(t *testing.T) {
-		t.Parallel()
-		pause := member("pause", 1, StatusRunning, "")
-		NewTask(&Binding{}, "pause", []*Container{pause}, []netip.Addr{netip.MustParseAddr("10.0.0.1")})
-		if pause.Pause || pause.Known != StatusRunning || pause.Desired != "" || pause.Addrs != nil {
-			t.Errorf("changed to %+v", pause)
-		}
-	})
+}
+
+func TestNewTaskLeavesItsContainersAsTheyAre(t *testing.T) {
+	t.Parallel()
+	pause := member("pause", 1, StatusRunning, "")
+	NewTask(&Binding{}, "pause", []*Container{pause}, []netip.Addr{netip.MustParseAddr("10.0.0.1")})
+	if pause.Pause || pause.Known != StatusRunning || pause.Desired != "" || pause.Addrs != nil {
+		t.Errorf("changed to %+v", pause)
+	}
 }
 
 func outline(task *Task) string {
