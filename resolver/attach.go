@@ -11,6 +11,7 @@ import (
 
 	"taskmeta/internal/attach"
 	"taskmeta/internal/docker"
+	"taskmeta/internal/netns"
 )
 
 // commandTime bounds a command that asks others to do something.
@@ -30,8 +31,13 @@ func (f *flags) attacher(daemon *docker.Client, log *slog.Logger) (*attach.Attac
 	if !f.hasBridge() {
 		bridge = "" // the resolver has none of its own; the plugins' stays
 	}
+	ns, err := netns.Current()
+	if err != nil {
+		return nil, err
+	}
 	return attach.New(attach.Config{
 		Docker:     daemon,
+		Netns:      ns,
 		DB:         f.db,
 		PluginPath: filepath.SplitList(f.cniPath),
 		Network:    f.network,

@@ -20,6 +20,7 @@ import (
 	"taskmeta/internal/attach"
 	"taskmeta/internal/bindingdb"
 	"taskmeta/internal/ecs"
+	"taskmeta/internal/netns"
 )
 
 // namesTime is how long the Docker daemon may take to name containers: they are only for
@@ -154,7 +155,11 @@ func repair(ctx context.Context, w io.Writer, path string) error {
 	case !errors.Is(damage, ecs.ErrDamaged) && !errors.Is(damage, fs.ErrNotExist):
 		return damage
 	}
-	found, lost, err := attach.Survey()
+	ns, err := netns.Current()
+	if err != nil {
+		return err
+	}
+	found, lost, err := attach.Survey(ns)
 	if err != nil {
 		return err
 	}

@@ -3,7 +3,6 @@ package main
 import (
 	"net/netip"
 
-	"taskmeta/internal/ecs"
 	"taskmeta/internal/link"
 	"taskmeta/internal/netns"
 )
@@ -15,16 +14,4 @@ func addressesOf(pid int) ([]netip.Addr, error) {
 		addrs[i] = a.Addr()
 	}
 	return addrs, err
-}
-
-func countersOf(pid int) (map[string]ecs.Counters, error) {
-	found, err := link.AllCounters(netns.Path(pid))
-	counters := make(map[string]ecs.Counters, len(found))
-	for _, c := range found {
-		counters[c.IfName] = ecs.Counters{
-			RxBytes: c.RxBytes, RxPackets: c.RxPackets, RxErrors: c.RxErrors, RxDropped: c.RxDropped,
-			TxBytes: c.TxBytes, TxPackets: c.TxPackets, TxErrors: c.TxErrors, TxDropped: c.TxDropped,
-		}
-	}
-	return counters, err
 }

@@ -19,7 +19,9 @@ import (
 	"taskmeta/internal/ecs"
 	"taskmeta/internal/endpoint"
 	"taskmeta/internal/guard"
+	"taskmeta/internal/link"
 	"taskmeta/internal/metadata"
+	"taskmeta/internal/netns"
 )
 
 // The values of --witness.
@@ -132,7 +134,7 @@ func (s settings) open() (_ *parts, err error) {
 	if err != nil {
 		return nil, err
 	}
-	r.index = docker.New(docker.Config{Client: client, Addresses: addressesOf, Counters: countersOf, Uncontained: guard.CanChangeHostNetwork, Logger: r.log})
+	r.index = docker.New(docker.Config{Client: client, Addresses: addressesOf, Counters: func(pid int) (map[string]ecs.Counters, error) { return link.AllCounters(netns.Path(pid)) }, Uncontained: guard.CanChangeHostNetwork, Logger: r.log})
 	witnessed, err := newWitness(s.witness)
 	if err != nil {
 		return nil, err
@@ -162,8 +164,12 @@ func (s settings) open() (_ *parts, err error) {
 		r.log.Warn("a client's connection has the port of --admin: listening there as soon as it is free", "addr", s.admin)
 	}
 	if s.hasBridge() {
+		ns, err := netns.Current()
+		if err != nil {
+			return nil, err
+		}
 		r.keeper = endpoint.New(endpoint.Config{
-			Bridge: s.bridge, Guard: mode, Sockets: r.sockets.api, Bindings: r.allBindings, CloseEnded: r.api.CloseEnded, Logger: r.log,
+			Netns: ns, Bridge: s.bridge, Guard: mode, Sockets: r.sockets.api, Bindings: r.allBindings, CloseEnded: r.api.CloseEnded, Logger: r.log,
 		})
 		if err := r.keeper.Ensure(); err != nil {
 			return nil, err

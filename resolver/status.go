@@ -25,6 +25,7 @@ import (
 	"taskmeta/internal/ecs"
 	"taskmeta/internal/endpoint"
 	"taskmeta/internal/guard"
+	"taskmeta/internal/link"
 )
 
 // A finding is what became of one check.
@@ -65,7 +66,12 @@ are given to status too. Exit code 1: something is not in place.`,
 			if err != nil {
 				return err
 			}
-			found := runChecks(cmd.Context(), daemon, at, &f, mode, listen)
+			host, err := link.Open(at.Netns)
+			if err != nil {
+				return err
+			}
+			defer host.Close()
+			found := runChecks(cmd.Context(), daemon, at, host, &f, mode, listen)
 			if asJSON {
 				err = writeJSON(cmd.OutOrStdout(), found)
 			} else {
@@ -86,7 +92,7 @@ are given to status too. Exit code 1: something is not in place.`,
 }
 
 // runChecks makes every check, the last ones by what the resolver says of itself.
-func runChecks(ctx context.Context, daemon *docker.Client, at *attach.Attacher, f *flags, mode guard.Mode, listen []netip.AddrPort) []finding {
+func runChecks(ctx context.Context, daemon *docker.Client, at *attach.Attacher, host *link.Host, f *flags, mode guard.Mode, listen []netip.AddrPort) []finding {
 	ctx, cancel := context.WithTimeout(ctx, commandTime)
 	defer cancel()
 	var found []finding
@@ -111,17 +117,17 @@ func runChecks(ctx context.Context, daemon *docker.Client, at *attach.Attacher, 
 	})
 	if f.hasBridge() {
 		check("bridge", func() (string, error) {
-			ports, err := endpoint.CheckBridge(f.bridge, func() ([]*ecs.Binding, error) { return readBindings(f.db) })
+			ports, err := endpoint.CheckBridge(host, f.bridge, func() ([]*ecs.Binding, error) { return readBindings(f.db) })
 			return fmt.Sprintf("%s is up, with %d tasks", f.bridge, ports), err
 		})
 		check("address", func() (string, error) {
-			return fmt.Sprintf("%s is on %s", ecs.EndpointAddr, f.bridge), endpoint.CheckAddress(f.bridge)
+			return fmt.Sprintf("%s is on %s", ecs.EndpointAddr, f.bridge), endpoint.CheckAddress(host, f.bridge)
 		})
 		check("guard", func() (string, error) {
 			if mode == guard.Off {
 				return "off", nil
 			}
-			return fmt.Sprintf("the host's table is whole (%s)", mode), endpoint.CheckTable(f.bridge, mode)
+			return fmt.Sprintf("the host's table is whole (%s)", mode), endpoint.CheckTable(host, f.bridge, mode)
 		})
 	}
 	for _, l := range listen {

@@ -40,6 +40,8 @@ type Config struct {
 	// the network.
 	Network, NetDir, Bridge string
 	Logger                  *slog.Logger
+	// Netns is the network namespace that the bridge stands in.
+	Netns *netns.NS
 }
 
 // An Attacher attaches containers and detaches them. It may be used by many goroutines,

@@ -45,7 +45,7 @@ func (a *Attacher) gone(of func(*ecs.Binding) bool) (gone []*ecs.Binding, err er
 	if err != nil {
 		return nil, err
 	}
-	attached, err := veths()
+	attached, err := veths(a.Netns)
 	if err != nil {
 		return nil, err
 	}
@@ -64,8 +64,8 @@ func (a *Attacher) gone(of func(*ecs.Binding) bool) (gone []*ecs.Binding, err er
 
 // veths are the attachments that have a veth pair. The kernel removes a pair with the
 // namespace of either end.
-func veths() (map[ecs.Attachment]bool, error) {
-	host, err := link.OpenHost()
+func veths(ns *netns.NS) (map[ecs.Attachment]bool, error) {
+	host, err := link.Open(ns)
 	if err != nil {
 		return nil, err
 	}

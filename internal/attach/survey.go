@@ -2,7 +2,6 @@ package attach
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"net/netip"
 	"slices"
@@ -18,9 +17,10 @@ import (
 // Survey returns the bindings that the host's veths and the network namespaces bear out:
 // attachment, addresses, namespace and time. What a runtime said of the task is not in
 // them. Where a port is guarded, its addresses are those that the guard lets out, since a
-// task may have given itself others. Lost are the veths whose addresses were not found.
-func Survey() (found []ecs.Binding, lost []link.Veth, err error) {
-	host, err := link.OpenHost()
+// task may have given itself others. The veths are those of the namespace, which the bridge
+// stands in. Lost are the veths whose addresses were not found.
+func Survey(ns *netns.NS) (found []ecs.Binding, lost []link.Veth, err error) {
+	host, err := link.Open(ns)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -29,7 +29,7 @@ func Survey() (found []ecs.Binding, lost []link.Veth, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	ends, err := taskEnds()
+	ends, err := taskEnds(host)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -78,22 +78,18 @@ type end struct {
 // of reports whether it is the other end of v. An index is unique in one namespace only.
 func (e end) of(v link.Veth) bool { return e.Other == v.Index && e.Netns == v.TaskNetns }
 
-// taskEnds finds the ends of veth pairs in all network namespaces but this one.
-func taskEnds() ([]end, error) {
-	own, err := netns.Self()
-	if err != nil {
-		return nil, fmt.Errorf("looking at this network namespace: %w", err)
-	}
+// taskEnds finds the ends of veth pairs in all network namespaces but the host's.
+func taskEnds(host *link.Host) ([]end, error) {
 	all, err := netns.List()
 	if err != nil {
 		return nil, err
 	}
 	var ends []end
 	for _, ns := range all {
-		if ns.ID == own {
+		if ns.ID == host.NS.ID() {
 			continue
 		}
-		peers, err := link.Peers(ns.Path)
+		peers, err := host.Peers(ns.Path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // it ended meanwhile
 		}

@@ -3,8 +3,6 @@ package endpoint
 import (
 	"errors"
 	"fmt"
-	"net"
-	"net/netip"
 
 	"golang.org/x/sys/unix"
 
@@ -15,12 +13,7 @@ import (
 
 // CheckBridge looks for the bridge, and for ports of it that are no task's. It returns how
 // many ports there are.
-func CheckBridge(name string, bindings func() ([]*ecs.Binding, error)) (ports int, err error) {
-	host, err := link.OpenHost()
-	if err != nil {
-		return 0, err
-	}
-	defer host.Close()
+func CheckBridge(host *link.Host, name string, bindings func() ([]*ecs.Binding, error)) (ports int, err error) {
 	b, err := host.Bridge(name)
 	switch {
 	case errors.Is(err, unix.ENODEV):
@@ -38,25 +31,25 @@ func CheckBridge(name string, bindings func() ([]*ecs.Binding, error)) (ports in
 	if read, err := bindings(); err == nil { // else the bindings' own check says so
 		held = HeldBy(read)
 	}
-	for _, port := range UnknownPorts(all, held) {
+	for _, port := range UnknownPorts(host, all, held) {
 		return 0, fmt.Errorf("%s has the port %s, which is no task's and could speak for any of them: `ip link set %[2]s nomaster`", name, port)
 	}
 	return len(all), nil
 }
 
 // CheckAddress looks for the address that tasks ask.
-func CheckAddress(bridge string) error {
+func CheckAddress(host *link.Host, bridge string) error {
 	missing := fmt.Errorf("%s is not on %s: `ecs-resolver serve` adds it", ecs.EndpointAddr, bridge)
-	found, err := net.InterfaceByName(bridge)
+	found, err := host.Link(bridge)
 	if err != nil {
 		return missing
 	}
-	addrs, err := found.Addrs()
+	addrs, err := host.Addrs(found.Index)
 	if err != nil {
 		return fmt.Errorf("listing the addresses of %s: %w", bridge, err)
 	}
 	for _, a := range addrs {
-		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr() == ecs.EndpointAddr {
+		if a.Addr() == ecs.EndpointAddr {
 			return nil
 		}
 	}
@@ -64,11 +57,11 @@ func CheckAddress(bridge string) error {
 }
 
 // CheckTable looks at the host's table, which there is in every mode but [guard.Off].
-func CheckTable(bridge string, mode guard.Mode) error {
+func CheckTable(host *link.Host, bridge string, mode guard.Mode) error {
 	if mode == guard.Off {
 		return nil
 	}
-	if _, err := net.InterfaceByName(bridge); err != nil {
+	if _, err := host.Link(bridge); err != nil {
 		return fmt.Errorf("there is no bridge %s to guard: `ecs-resolver serve` makes both", bridge)
 	}
 	err := guard.Host{Bridge: bridge, Mode: mode}.Check()

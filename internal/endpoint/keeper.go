@@ -19,6 +19,7 @@ import (
 	"taskmeta/internal/ecs"
 	"taskmeta/internal/guard"
 	"taskmeta/internal/link"
+	"taskmeta/internal/netns"
 )
 
 // bridgeMTU is what the plugin gives a bridge by default, in bytes.
@@ -34,6 +35,8 @@ const (
 
 // Config is what a [Keeper] needs.
 type Config struct {
+	// Netns is the network namespace that all of it stands in.
+	Netns  *netns.NS
 	Bridge string
 	Guard  guard.Mode
 	// Sockets are bound to the bridge, each time that it is made.
@@ -116,7 +119,7 @@ func (k *Keeper) Ensure() error {
 }
 
 func (k *Keeper) restore() error {
-	host, err := link.OpenHost()
+	host, err := link.Open(k.cfg.Netns)
 	if err != nil {
 		return err
 	}
@@ -152,8 +155,8 @@ func (k *Keeper) restore() error {
 	if repaired {
 		k.cfg.Logger.Warn("the endpoint was made whole again", "bridge", bridge.Name, "bridge_made_again", remade, "table_made_again", flushed)
 	}
-	k.found(UnknownPorts(ports, held), repaired)
-	k.cfg.CloseEnded(without(ports))
+	k.found(UnknownPorts(host, ports, held), repaired)
+	k.cfg.CloseEnded(without(host, ports))
 	return nil
 }
 
@@ -202,7 +205,7 @@ func (k *Keeper) found(unknown []string, repaired bool) {
 // Run restores the endpoint when the kernel reports a change, and every ten seconds, until
 // ctx ends.
 func (k *Keeper) Run(ctx context.Context) error {
-	links, err := link.Watch(ctx)
+	links, err := link.Watch(ctx, k.cfg.Netns)
 	if err != nil {
 		return err
 	}

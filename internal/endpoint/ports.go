@@ -2,7 +2,6 @@ package endpoint
 
 import (
 	"fmt"
-	"net"
 	"net/netip"
 
 	"taskmeta/internal/ecs"
@@ -72,7 +71,7 @@ func HeldBy(bindings []*ecs.Binding) Held {
 // UnknownPorts returns the names of the ports that are no attachment's. A port's alias is
 // not enough: whoever can make a port can give it any alias. The bindings are to be read
 // after the ports.
-func UnknownPorts(ports []link.Port, held Held) (unknown []string) {
+func UnknownPorts(host *link.Host, ports []link.Port, held Held) (unknown []string) {
 	for _, p := range ports {
 		switch {
 		case p.Veth == nil || p.Name != link.HostName(p.Veth.Attachment):
@@ -81,7 +80,7 @@ func UnknownPorts(ports []link.Port, held Held) (unknown []string) {
 			// A port comes up after its binding was made.
 		default:
 			// And it goes before its binding: one that is gone now was an attachment's.
-			if _, err := net.InterfaceByIndex(p.Index); err == nil {
+			if _, err := host.LinkAt(p.Index); err == nil {
 				unknown = append(unknown, p.Name)
 			}
 		}
@@ -91,7 +90,7 @@ func UnknownPorts(ports []link.Port, held Held) (unknown []string) {
 
 // without reports of a binding whether its port is gone. A port that is not among those
 // listed may have come since. AWS's plugin does not say whose its ports are.
-func without(ports []link.Port) func(*ecs.Binding) bool {
+func without(host *link.Host, ports []link.Port) func(*ecs.Binding) bool {
 	there := make(map[ecs.Attachment]bool, len(ports))
 	for _, p := range ports {
 		if p.Veth != nil {
@@ -102,7 +101,7 @@ func without(ports []link.Port) func(*ecs.Binding) bool {
 		if b.Network == "" || there[b.Attachment] {
 			return false
 		}
-		_, err := net.InterfaceByName(link.HostName(b.Attachment))
+		_, err := host.Link(link.HostName(b.Attachment))
 		return err != nil
 	}
 }

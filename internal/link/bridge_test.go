@@ -23,7 +23,7 @@ func TestBridgeIsMadeOnceByMany(t *testing.T) {
 	for i := range makers {
 		all.Go(func() {
 			errs[i] = host.Do(func() error {
-				h, err := OpenHost()
+				h, err := current(t)
 				if err != nil {
 					return err
 				}

@@ -17,7 +17,7 @@ import (
 // dump tells, and unlike other questions does not see to it.
 func passesFrames(t *testing.T, name string) {
 	t.Helper()
-	links, err := consistent(netlink.LinkList)
+	links, err := netlink.LinkList()
 	if err != nil {
 		t.Error(err)
 	}
@@ -46,7 +46,7 @@ func TestAwaitUpWaitsForTheCarrier(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if err := h.do(setUp(v.Name)); err != nil {
+		if err := h.Do(setUp(v.Name)); err != nil {
 			return err
 		}
 		later := make(chan error, 1)

@@ -9,6 +9,7 @@ import (
 
 	"taskmeta/internal/dev/testnet"
 	"taskmeta/internal/ecs"
+	"taskmeta/internal/netns"
 )
 
 var attachment = ecs.Attachment{Network: "ecs-task", Container: "c1", IfName: "eth0"}
@@ -24,7 +25,7 @@ func onHost(t *testing.T, fn func(*Host) error) *testnet.Namespace {
 func in(t *testing.T, host *testnet.Namespace, fn func(*Host) error) {
 	t.Helper()
 	err := host.Do(func() error {
-		h, err := OpenHost()
+		h, err := current(t)
 		if err != nil {
 			return err
 		}
@@ -34,6 +35,16 @@ func in(t *testing.T, host *testnet.Namespace, fn func(*Host) error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// current opens the calling thread's namespace as a host.
+func current(t *testing.T) (*Host, error) {
+	ns, err := netns.Current()
+	if err != nil {
+		return nil, err
+	}
+	t.Cleanup(func() { _ = ns.Close() })
+	return Open(ns)
 }
 
 func openTask(t *testing.T) *Task {
@@ -48,7 +59,7 @@ func openTask(t *testing.T) *Task {
 
 // links names the interfaces of the calling thread's namespace.
 func links() (string, error) {
-	all, err := consistent(netlink.LinkList)
+	all, err := netlink.LinkList()
 	var names []string
 	for _, l := range all {
 		names = append(names, l.Attrs().Name)

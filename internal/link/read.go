@@ -1,14 +1,16 @@
 package link
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 
-	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"taskmeta/internal/ecs"
+	"taskmeta/internal/rtnl"
 )
 
 // An Address is one that an interface has, in its subnet.
@@ -19,58 +21,50 @@ type Address struct {
 
 // Addresses returns the global addresses of the network namespace at path, those of
 // loopback interfaces left out, in the kernel's order.
-func Addresses(path string) ([]Address, error) {
-	var all []Address
-	err := inspect(path, func(h *netlink.Handle) error {
-		links, err := consistent(h.LinkList)
+func Addresses(path string) (all []Address, err error) {
+	err = inspect(path, func(c conn) error {
+		links, err := c.Links()
 		if err != nil {
-			return fmt.Errorf("listing interfaces: %w", err)
+			return err
 		}
 		names := make(map[int]string)
 		for _, l := range links {
-			if a := l.Attrs(); a.Flags&net.FlagLoopback == 0 {
-				names[a.Index] = a.Name
+			if !l.Loopback {
+				names[l.Index] = l.Name
 			}
 		}
-		addrs, err := consistent(func() ([]netlink.Addr, error) { return h.AddrList(nil, unix.AF_UNSPEC) })
+		addrs, err := c.Addrs(0)
 		if err != nil {
-			return fmt.Errorf("listing addresses: %w", err)
+			return err
 		}
 		for _, a := range addrs {
-			p, ok := prefix(a.IPNet)
-			if name := names[a.LinkIndex]; ok && name != "" && a.Scope == unix.RT_SCOPE_UNIVERSE {
-				all = append(all, Address{name, p})
+			if name := names[a.Index]; name != "" && a.Global {
+				all = append(all, Address{name, a.Prefix})
 			}
 		}
 		return nil
 	})
 	return all, err
-}
-
-// Counters are an interface's since it was made.
-type Counters struct {
-	IfName                                  string
-	RxBytes, RxPackets, RxErrors, RxDropped uint64
-	TxBytes, TxPackets, TxErrors, TxDropped uint64
 }
 
 // AllCounters returns those of the interfaces of the network namespace at path other than
-// loopback.
-func AllCounters(path string) ([]Counters, error) {
-	var all []Counters
-	err := inspect(path, func(h *netlink.Handle) error {
-		links, err := consistent(h.LinkList)
+// loopback, by their names.
+func AllCounters(path string) (map[string]ecs.Counters, error) {
+	all := make(map[string]ecs.Counters)
+	err := inspect(path, func(c conn) error {
+		links, err := c.Links()
 		if err != nil {
-			return fmt.Errorf("listing interfaces: %w", err)
+			return err
 		}
 		for _, l := range links {
-			a := l.Attrs()
-			if s := a.Statistics; s != nil && a.Flags&net.FlagLoopback == 0 {
-				all = append(all, Counters{
-					a.Name,
-					s.RxBytes, s.RxPackets, s.RxErrors, s.RxDropped,
-					s.TxBytes, s.TxPackets, s.TxErrors, s.TxDropped,
-				})
+			var n struct { // the first of struct rtnl_link_stats64
+				RxPackets, TxPackets, RxBytes, TxBytes, RxErrors, TxErrors, RxDropped, TxDropped uint64
+			}
+			if _, err := binary.Decode(l.Counters, binary.NativeEndian, &n); err == nil && !l.Loopback {
+				all[l.Name] = ecs.Counters{
+					RxBytes: n.RxBytes, RxPackets: n.RxPackets, RxErrors: n.RxErrors, RxDropped: n.RxDropped,
+					TxBytes: n.TxBytes, TxPackets: n.TxPackets, TxErrors: n.TxErrors, TxDropped: n.TxDropped,
+				}
 			}
 		}
 		return nil
@@ -78,96 +72,99 @@ func AllCounters(path string) ([]Counters, error) {
 	return all, err
 }
 
-// inspect runs read on the network namespace at path.
-func inspect(path string, read func(*netlink.Handle) error) error {
-	ns, err := netns.GetFromPath(path)
+// inspect runs read in the network namespace at path.
+func inspect(path string, read func(conn) error) error {
+	t, err := OpenTask(path)
 	if err != nil {
-		return fmt.Errorf("opening network namespace %s: %w", path, err)
+		return err
 	}
-	defer ns.Close()
-	if err := inspectNS(ns, read); err != nil {
+	defer t.Close()
+	if err := read(t.conn); err != nil {
 		return fmt.Errorf("network namespace %s: %w", path, err)
 	}
 	return nil
 }
 
-func inspectNS(ns netns.NsHandle, read func(*netlink.Handle) error) error {
-	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
-	if err != nil {
-		return fmt.Errorf("opening a netlink socket: %w", err)
-	}
-	defer h.Close()
-	return read(h)
-}
-
 // Check compares the task's interface with what it is to have and names the first thing
 // that is missing.
 func (t *Task) Check(want Interface) error {
-	return inspectNS(t.ns, func(h *netlink.Handle) error {
-		l, err := h.LinkByName(want.Name)
-		switch {
-		case errors.As(err, new(netlink.LinkNotFoundError)):
-			return fmt.Errorf("%s is missing in the task's namespace", want.Name)
-		case err != nil:
-			return fmt.Errorf("looking up %s in the task's namespace: %w", want.Name, err)
-		case l.Type() != "veth":
-			return fmt.Errorf("%s in the task's namespace is a %s: expected a veth", want.Name, l.Type())
-		case l.Attrs().Flags&net.FlagUp == 0:
-			return fmt.Errorf("%s is down in the task's namespace", want.Name)
-		case want.MAC != nil && l.Attrs().HardwareAddr.String() != want.MAC.String():
-			return fmt.Errorf("%s has the MAC %s: expected %s", want.Name, l.Attrs().HardwareAddr, want.MAC)
+	l, err := t.Link(want.Name)
+	switch {
+	case errors.Is(err, unix.ENODEV):
+		return fmt.Errorf("%s is missing in the task's namespace", want.Name)
+	case err != nil:
+		return fmt.Errorf("in the task's namespace: %w", err)
+	case l.Kind != "veth":
+		return fmt.Errorf("%s in the task's namespace is a %s: expected a veth", want.Name, l.Kind)
+	case !l.Up:
+		return fmt.Errorf("%s is down in the task's namespace", want.Name)
+	case want.MAC != nil && l.MAC.String() != want.MAC.String():
+		return fmt.Errorf("%s has the MAC %s: expected %s", want.Name, l.MAC, want.MAC)
+	}
+	has, err := t.addrs(l.Index)
+	if err != nil {
+		return err
+	}
+	for _, p := range want.Addrs {
+		if !has[p] {
+			return fmt.Errorf("%s lacks the address %s", want.Name, p)
 		}
-		addrs, err := consistent(func() ([]netlink.Addr, error) { return h.AddrList(l, unix.AF_UNSPEC) })
-		if err != nil {
-			return fmt.Errorf("listing the addresses of %s: %w", want.Name, err)
-		}
-		has := make(map[netip.Prefix]bool)
-		for _, a := range addrs {
-			if p, ok := prefix(a.IPNet); ok {
-				has[p] = true
-			}
-		}
-		for _, p := range want.Addrs {
-			if !has[p] {
-				return fmt.Errorf("%s lacks the address %s", want.Name, p)
-			}
-		}
-		return checkRoutes(h, want.Routes)
-	})
+	}
+	return t.checkRoutes(want.Routes)
+}
+
+// A routeKey is what routes are told apart by.
+type routeKey struct {
+	table   int
+	dst     netip.Prefix
+	gateway netip.Addr
 }
 
 // checkRoutes looks for each route in the table that it is to be in, by destination and
 // gateway.
-func checkRoutes(h *netlink.Handle, want []Route) error {
-	// A dump without a filter has the main table only.
-	all, err := consistent(func() ([]netlink.Route, error) {
-		return h.RouteListFiltered(unix.AF_UNSPEC, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
-	})
+func (t *Task) checkRoutes(want []Route) error {
+	all, err := t.Ask(rtnl.NewStep(unix.RTM_GETROUTE, unix.NLM_F_DUMP, "listing the task's routes", &nl.RtMsg{}))
 	if err != nil {
-		return fmt.Errorf("listing the task's routes: %w", err)
+		return err
 	}
-	type key struct {
-		table   int
-		dst     netip.Prefix
-		gateway netip.Addr
-	}
-	has := make(map[key]bool)
-	for _, r := range all {
-		dst, ok := prefix(r.Dst)
-		if !ok {
-			continue
+	has := make(map[routeKey]bool)
+	for _, message := range all {
+		k, err := readRoute(message)
+		if err != nil {
+			return fmt.Errorf("listing the task's routes: %w", err)
 		}
-		gateway, _ := netip.AddrFromSlice(r.Gw)
-		has[key{r.Table, dst, gateway.Unmap()}] = true
+		has[k] = true
 	}
 	for _, r := range want {
 		table := r.Table
 		if table == 0 {
 			table = unix.RT_TABLE_MAIN
 		}
-		if !has[key{table, r.Dst.Masked(), r.Gateway}] {
+		if !has[routeKey{table, r.Dst.Masked(), r.Gateway}] {
 			return fmt.Errorf("the task lacks the route %s", r)
 		}
 	}
 	return nil
+}
+
+func readRoute(message []byte) (k routeKey, err error) {
+	m := nl.DeserializeRtMsg(message)
+	attrs, err := nl.ParseRouteAttr(message[m.Len():])
+	dst := netip.IPv4Unspecified()
+	if m.Family == unix.AF_INET6 {
+		dst = netip.IPv6Unspecified()
+	}
+	k.table = int(m.Table)
+	for _, a := range attrs {
+		switch a.Attr.Type {
+		case unix.RTA_DST:
+			dst, _ = netip.AddrFromSlice(a.Value)
+		case unix.RTA_GATEWAY:
+			k.gateway, _ = netip.AddrFromSlice(a.Value)
+		case unix.RTA_TABLE:
+			k.table = int(binary.NativeEndian.Uint32(a.Value))
+		}
+	}
+	k.dst = netip.PrefixFrom(dst, int(m.Dst_len))
+	return k, err
 }

@@ -5,66 +5,36 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"runtime"
 	"slices"
 
 	"github.com/vishvananda/netlink/nl"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"taskmeta/internal/netns"
+	"taskmeta/internal/rtnl"
 )
 
 // A Task acts in a task's network namespace. It is for one goroutine at a time.
-type Task struct {
-	conn
-	ns netns.NsHandle
-}
+type Task struct{ conn }
 
 // OpenTask opens the network namespace at path. It needs CAP_SYS_ADMIN, as every entering
 // of a namespace does.
 func OpenTask(path string) (*Task, error) {
-	ns, err := netns.GetFromPath(path)
+	ns, err := netns.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("opening network namespace %s: %w", path, err)
+		return nil, err
 	}
 	c, err := dial(ns)
 	if err != nil {
-		ns.Close()
-		return nil, fmt.Errorf("entering network namespace %s: %w", path, err)
+		return nil, errors.Join(err, ns.Close())
 	}
-	return &Task{c, ns}, nil
+	return &Task{c}, nil
 }
 
 // Close lets go of the namespace.
 func (t *Task) Close() {
-	t.close()
-	t.ns.Close()
-}
-
-// enter runs fn on a thread that is in the task's namespace. A thread that cannot be
-// brought back stays locked, and so ends with its goroutine.
-func (t *Task) enter(fn func() error) error {
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		home, err := netns.Get()
-		if err != nil {
-			done <- fmt.Errorf("opening the thread's network namespace: %w", err)
-			return
-		}
-		defer home.Close()
-		if err := netns.Set(t.ns); err != nil {
-			done <- fmt.Errorf("entering the task's network namespace: %w", err)
-			return
-		}
-		err = fn()
-		if back := netns.Set(home); back != nil {
-			done <- errors.Join(err, fmt.Errorf("leaving the task's network namespace: %w", back))
-			return
-		}
-		runtime.UnlockOSThread()
-		done <- err
-	}()
-	return <-done
+	_ = t.conn.Close() // neither has anything to lose
+	_ = t.NS.Close()
 }
 
 // A Route is one of the task's. With an invalid gateway the destination is on the link;
@@ -89,12 +59,12 @@ type Interface struct {
 // SetUp brings the interface up, without addresses. Once the host's end is up as well, a
 // frame can pass.
 func (t *Task) SetUp(i Interface) error {
-	if err := t.do(noLinkLocal(i.Name), setUp(i.Name, macAttr(i.MAC))); err != nil {
+	if err := t.Do(noLinkLocal(i.Name), setUp(i.Name, macAttr(i.MAC))); err != nil {
 		return err
 	}
 	if slices.ContainsFunc(i.Addrs, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
 		// Docker turns IPv6 off in the namespaces that it makes, unless told otherwise.
-		return t.enter(func() error { return sysctl6(i.Name, "disable_ipv6", "0") })
+		return t.sysctl6(i.Name, "disable_ipv6", "0")
 	}
 	return nil
 }
@@ -105,31 +75,30 @@ func (t *Task) SetUp(i Interface) error {
 // task may ask as soon as there is a route, so it comes when both ends are up: a packet
 // that is lost is sent again after a second only.
 func (t *Task) Configure(i Interface) error {
-	l, err := t.link(i.Name)
+	l, err := t.Link(i.Name)
 	if err != nil {
 		return err
 	}
-	index := l.Attrs().Index
-	var steps []step
+	var steps []rtnl.Step
 	for _, p := range i.Addrs {
-		steps = append(steps, addAddr(index, p, false))
+		steps = append(steps, addAddr(l.Index, p, false))
 	}
 	for _, r := range i.Routes {
-		steps = append(steps, r.add(i, index))
+		steps = append(steps, r.add(i, l.Index))
 	}
-	return t.do(steps...)
+	return t.Do(steps...)
 }
 
 // add is the step that adds the route to the interface of that index. A gateway in the
 // subnet of an address is on the link, even where another interface has the route to it.
-func (r Route) add(i Interface, index int) step {
+func (r Route) add(i Interface, index int) rtnl.Step {
 	m := &nl.RtMsg{RtMsg: unix.RtMsg{
-		Family: uint8(family(r.Dst.Addr())), Dst_len: uint8(r.Dst.Bits()),
+		Family: uint8(rtnl.Family(r.Dst.Addr())), Dst_len: uint8(r.Dst.Bits()),
 		Table: unix.RT_TABLE_MAIN, Protocol: unix.RTPROT_STATIC, Type: unix.RTN_UNICAST, Scope: unix.RT_SCOPE_UNIVERSE,
 	}}
-	s := newStep(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, fmt.Sprintf("adding route %s", r), m,
+	s := rtnl.NewStep(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, fmt.Sprintf("adding route %s", r), m,
 		nl.NewRtAttr(unix.RTA_DST, r.Dst.Masked().Addr().AsSlice()))
-	s.fine = unix.EEXIST
+	s.Fine = unix.EEXIST
 	switch {
 	case r.Blackhole:
 		m.Type = unix.RTN_BLACKHOLE

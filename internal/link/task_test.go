@@ -98,7 +98,7 @@ func TestPairConnectsTaskAndBridge(t *testing.T) {
 		c.Close()
 	}
 	counters, err := AllCounters(ns.Path())
-	if err != nil || len(counters) != 1 || counters[0].IfName != "eth0" || counters[0].TxPackets == 0 || counters[0].RxBytes == 0 {
+	if err != nil || len(counters) != 1 || counters["eth0"].TxPackets == 0 || counters["eth0"].RxBytes == 0 {
 		t.Errorf("counters are %+v, %v", counters, err)
 	}
 	addrs, err := Addresses(ns.Path())

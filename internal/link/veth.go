@@ -10,11 +10,11 @@ import (
 	"strings"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"taskmeta/internal/ecs"
+	"taskmeta/internal/rtnl"
 )
 
 // ErrNameTaken: the task's namespace has an interface of the wanted name already.
@@ -100,16 +100,16 @@ func (h *Host) MakeVeth(t *Task, a ecs.Attachment, b Bridge, mtu int, now time.D
 	peer := info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(nl.VETH_INFO_PEER, nil)
 	nl.NewIfInfomsgChild(peer, unix.AF_UNSPEC)
 	peer.AddRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(a.IfName))
-	peer.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(t.ns)))
+	peer.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(t.NS.FD())))
 	peer.AddChild(size)
 
-	made := h.try(
+	made := h.Try(
 		linkStep(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, "making veth "+name, nl.NewIfInfomsg(unix.AF_UNSPEC), name, size, macAttr(hostMAC(a)), info),
 		setLink("making "+name+" a port of "+b.Name, name,
 			nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(alias(a, now, guard))), nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(b.Index)))),
 	)
 	if err := made[0]; errors.Is(err, unix.EEXIST) {
-		if _, held := h.link(name); held == nil {
+		if _, held := h.Link(name); held == nil {
 			return Veth{}, fmt.Errorf("veth %s exists: %w", name, ecs.ErrHeld)
 		}
 		return Veth{}, fmt.Errorf("%s: %w", a.IfName, ErrNameTaken)
@@ -120,10 +120,10 @@ func (h *Host) MakeVeth(t *Task, a ecs.Attachment, b Bridge, mtu int, now time.D
 	if err == nil && !found {
 		err = fmt.Errorf("veth %s was removed while it was set up", name)
 	}
-	if err := errors.Join(made[1], err, disableIPv6(name)); err != nil {
+	if err := errors.Join(made[1], err, h.disableIPv6(name)); err != nil {
 		byName := linkStep(unix.RTM_DELLINK, 0, "removing veth "+name, nl.NewIfInfomsg(unix.AF_UNSPEC), name)
-		byName.fine = unix.ENODEV
-		return Veth{}, errors.Join(err, h.do(byName))
+		byName.Fine = unix.ENODEV
+		return Veth{}, errors.Join(err, h.Do(byName))
 	}
 	return v, nil
 }
@@ -131,7 +131,7 @@ func (h *Host) MakeVeth(t *Task, a ecs.Attachment, b Bridge, mtu int, now time.D
 // SetUp brings the host's end up, the other being up, and returns when the task's frames
 // reach the bridge and the bridge's reach the task.
 func (h *Host) SetUp(v Veth, b Bridge) error {
-	if err := h.do(setUp(v.Name)); err != nil {
+	if err := h.Do(setUp(v.Name)); err != nil {
 		return err
 	}
 	return errors.Join(h.awaitUp(v.Name), h.awaitUp(b.Name))
@@ -140,7 +140,7 @@ func (h *Host) SetUp(v Veth, b Bridge) error {
 // Veth returns the attachment's veth, and false where there is none. An interface of its
 // name that does not say that it is this attachment's is not.
 func (h *Host) Veth(a ecs.Attachment) (Veth, bool, error) {
-	l, err := h.link(HostName(a))
+	l, err := h.Link(HostName(a))
 	if errors.Is(err, unix.ENODEV) {
 		return Veth{}, false, nil
 	}
@@ -152,23 +152,22 @@ func (h *Host) Veth(a ecs.Attachment) (Veth, bool, error) {
 }
 
 // veth reads a veth of ours.
-func veth(l netlink.Link) (Veth, bool) {
-	attrs := l.Attrs()
-	a, since, guard, ok := parseAlias(attrs.Alias)
-	if !ok || l.Type() != "veth" {
+func veth(l rtnl.Link) (Veth, bool) {
+	a, since, guard, ok := parseAlias(l.Alias)
+	if !ok || l.Kind != "veth" {
 		return Veth{}, false
 	}
 	return Veth{
-		Attachment: a, Since: since, Guard: guard, Name: attrs.Name, Index: attrs.Index, MAC: attrs.HardwareAddr,
-		Up: attrs.Flags&net.FlagUp != 0, Bridge: attrs.MasterIndex, TaskNetns: attrs.NetNsID,
+		Attachment: a, Since: since, Guard: guard, Name: l.Name, Index: l.Index, MAC: l.MAC,
+		Up: l.Up, Bridge: l.Master, TaskNetns: l.PeerNetns,
 	}, true
 }
 
 // Veths returns the veths of all attachments on this host.
 func (h *Host) Veths() ([]Veth, error) {
-	links, err := consistent(netlink.LinkList)
+	links, err := h.Links()
 	if err != nil {
-		return nil, fmt.Errorf("listing interfaces: %w", err)
+		return nil, err
 	}
 	var veths []Veth
 	for _, l := range links {
@@ -181,21 +180,22 @@ func (h *Host) Veths() ([]Veth, error) {
 
 // DelVeth removes both ends; ends that are gone are as good as removed. The kernel takes
 // some 16 ms for it, in most of which it tidies up after a link that nothing can come from
-// any more: that is when meanwhile runs. The error is of both.
+// any more: that is when meanwhile runs, which may use the host. The error is of both.
 func (h *Host) DelVeth(v Veth, meanwhile func() error) error {
-	events, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK)
+	events, err := rtnl.Subscribe(h.NS, unix.NETLINK_ROUTE, unix.RTNLGRP_LINK)
 	if err != nil {
 		return fmt.Errorf("subscribing to changes of links: %w", err)
 	}
+	remover, err := dial(h.NS)
+	if err != nil {
+		return errors.Join(err, events.Close())
+	}
 	info := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	info.Index = int32(v.Index)
-	remove := newStep(unix.RTM_DELLINK, 0, "removing veth "+v.Name, info)
-	remove.fine = unix.ENODEV
+	remove := rtnl.NewStep(unix.RTM_DELLINK, 0, "removing veth "+v.Name, info)
+	remove.Fine = unix.ENODEV
 	removed := make(chan error, 1)
-	go func() {
-		removed <- h.do(remove)
-		events.Close()
-	}()
+	go func() { removed <- errors.Join(remover.Do(remove), remover.Close(), events.Close()) }()
 	if !awaitRemoval(events, v.Index) { // no word of it: gone before, or not removed
 		if err := <-removed; err != nil {
 			return err
@@ -206,9 +206,9 @@ func (h *Host) DelVeth(v Veth, meanwhile func() error) error {
 }
 
 // awaitRemoval reports whether the socket told of the link's removal before it was closed.
-func awaitRemoval(events *nl.NetlinkSocket, index int) bool {
+func awaitRemoval(events *rtnl.Events, index int) bool {
 	for {
-		messages, _, err := events.Receive()
+		messages, err := events.Next(time.Time{})
 		if err != nil {
 			return false
 		}

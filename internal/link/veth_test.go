@@ -126,20 +126,20 @@ func TestVethThatIsRemovedMeanwhile(t *testing.T) {
 	task, made, removed := openTask(t), make(chan struct{}), make(chan error, 1)
 	go func() {
 		removed <- host.Do(func() error {
-			h, err := OpenHost()
+			h, err := current(t)
 			if err != nil {
 				return err
 			}
 			defer h.Close()
 			remove := linkStep(unix.RTM_DELLINK, 0, "removing", nl.NewIfInfomsg(unix.AF_UNSPEC), HostName(attachment))
-			remove.fine = unix.ENODEV
+			remove.Fine = unix.ENODEV
 			for {
 				select {
 				case <-made:
 					return nil
 				default:
 				}
-				if err := h.do(remove); err != nil {
+				if err := h.Do(remove); err != nil {
 					return err
 				}
 			}

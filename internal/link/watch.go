@@ -2,12 +2,12 @@ package link
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
-	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"taskmeta/internal/netns"
+	"taskmeta/internal/rtnl"
 )
 
 // A Port is an interface that a bridge forwards for.
@@ -20,17 +20,16 @@ type Port struct {
 
 // Ports lists the ports of the bridge.
 func (h *Host) Ports(b Bridge) ([]Port, error) {
-	links, err := consistent(netlink.LinkList)
+	links, err := h.Links()
 	if err != nil {
-		return nil, fmt.Errorf("listing interfaces: %w", err)
+		return nil, err
 	}
 	var ports []Port
 	for _, l := range links {
-		a := l.Attrs()
-		if a.MasterIndex != b.Index {
+		if l.Master != b.Index {
 			continue
 		}
-		p := Port{Name: a.Name, Index: a.Index}
+		p := Port{Name: l.Name, Index: l.Index}
 		if v, ok := veth(l); ok {
 			p.Veth = &v
 		}
@@ -39,34 +38,12 @@ func (h *Host) Ports(b Bridge) ([]Port, error) {
 	return ports, nil
 }
 
-// Watch reports that links or IPv4 addresses of the caller's network namespace have
-// changed: bridges removed or made again, ports come or gone. What has changed is for the
-// receiver to look at; any number of changes that it has not yet looked at are one. The
-// channel is closed when ctx ends, or when the kernel can no longer be listened to.
-func Watch(ctx context.Context) (<-chan struct{}, error) {
-	s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR)
+// Watch reports that links or addresses of a network namespace have changed: bridges removed
+// or made again, ports come or gone. It is [rtnl.Watch] of those groups.
+func Watch(ctx context.Context, ns *netns.NS) (<-chan struct{}, error) {
+	changed, err := rtnl.Watch(ctx, ns, nil, unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR)
 	if err != nil {
 		return nil, fmt.Errorf("subscribing to changes of links: %w", err)
 	}
-	stop := context.AfterFunc(ctx, s.Close)
-	changed := make(chan struct{}, 1)
-	go func() {
-		defer close(changed)
-		defer func() {
-			if stop() {
-				s.Close()
-			}
-		}()
-		for {
-			// ENOBUFS: more has changed than fitted in the socket's buffer.
-			if _, _, err := s.Receive(); err != nil && !errors.Is(err, unix.ENOBUFS) {
-				return
-			}
-			select {
-			case changed <- struct{}{}:
-			default:
-			}
-		}
-	}()
 	return changed, nil
 }

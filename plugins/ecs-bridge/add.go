@@ -16,6 +16,7 @@ import (
 	"taskmeta/internal/ecs"
 	"taskmeta/internal/guard"
 	"taskmeta/internal/link"
+	"taskmeta/internal/netns"
 )
 
 // imds are the addresses that EC2's instance metadata service answers on.
@@ -89,12 +90,22 @@ func open(r *cniedge.Request) (*link.Host, *link.Task, error) {
 	if err != nil {
 		return nil, nil, types.NewError(types.ErrInvalidNetNS, fmt.Sprintf("CNI_NETNS is %q: expected the path of a network namespace: %s", r.Netns, err), "")
 	}
-	host, err := link.OpenHost()
+	host, err := openHost()
 	if err != nil {
 		task.Close()
 		return nil, nil, err
 	}
 	return host, task, nil
+}
+
+// openHost opens the plugin's own network namespace, in which the bridge stands, until the
+// process ends.
+func openHost() (*link.Host, error) {
+	ns, err := netns.Current()
+	if err != nil {
+		return nil, err
+	}
+	return link.Open(ns)
 }
 
 // A pair is a veth pair on a bridge, with the addresses to go with it.

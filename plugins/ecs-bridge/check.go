@@ -110,7 +110,7 @@ func status(ctx context.Context, r *cniedge.Request) error {
 	if err := privileged(); err != nil {
 		return err
 	}
-	host, err := link.OpenHost()
+	host, err := openHost()
 	if err != nil {
 		return err
 	}

@@ -18,7 +18,7 @@ func del(ctx context.Context, r *cniedge.Request) error {
 	if err != nil {
 		return err
 	}
-	host, err := link.OpenHost()
+	host, err := openHost()
 	if err != nil {
 		return err
 	}
@@ -83,7 +83,7 @@ func collect(ctx context.Context, r *cniedge.Request) error {
 }
 
 func removeStale(bridge string, stale func(link.Veth) bool) error {
-	host, err := link.OpenHost()
+	host, err := openHost()
 	if err != nil {
 		return err
 	}

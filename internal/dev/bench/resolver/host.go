@@ -22,6 +22,7 @@ import (
 	"taskmeta/internal/ecs"
 	"taskmeta/internal/guard"
 	"taskmeta/internal/link"
+	"taskmeta/internal/netns"
 )
 
 // A host is a machine of its own, for one contender: its bridge, its bindings, its Docker
@@ -158,7 +159,12 @@ func (h *host) serve(service *testnet.Resolver, end func(*testnet.Resolver) erro
 // bare starts a bare handler in the resolver's place.
 func (h *host) bare(ctx context.Context, file string) error {
 	err := h.ns.Do(func() error {
-		l, err := link.OpenHost()
+		ns, err := netns.Current()
+		if err != nil {
+			return err
+		}
+		defer ns.Close()
+		l, err := link.Open(ns)
 		if err != nil {
 			return err
 		}
