@@ -135,15 +135,11 @@ func (s settings) open() (_ *parts, err error) {
 		return nil, err
 	}
 	r.index = docker.New(docker.Config{Client: client, Addresses: addressesOf, Counters: func(pid int) (map[string]ecs.Counters, error) { return link.AllCounters(netns.Path(pid)) }, Uncontained: guard.CanChangeHostNetwork, Logger: r.log})
-	witnessed, err := newWitness(s.witness)
-	if err != nil {
-		return nil, err
-	}
 	r.api = metadata.New(metadata.Config{
 		BindingOf:        r.bindings.Binding,
 		TaskOf:           r.index.Task,
 		Stats:            r.index.Stats,
-		Witness:          witnessed,
+		Witness:          newWitness(s.witness),
 		Observe:          r.requests.Observe,
 		Rate:             s.rate,
 		Burst:            s.burst,

@@ -20,6 +20,7 @@ import (
 	"taskmeta/internal/dev/testnet"
 	"taskmeta/internal/docker"
 	"taskmeta/internal/ecs"
+	"taskmeta/internal/netns"
 )
 
 // A container that starts is attached at once, though the daemon does not answer about any
@@ -113,7 +114,12 @@ func reconcile(t *testing.T, host, dir string) {
 		Counters:    func(int) (map[string]ecs.Counters, error) { return nil, nil },
 		Uncontained: func(int) bool { return false },
 	})
-	a, err := New(Config{Docker: daemon, DB: filepath.Join(dir, "bindings.db"), PluginPath: []string{dir}, Logger: log})
+	ns, err := netns.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ns.Close() })
+	a, err := New(Config{Docker: daemon, Netns: ns, DB: filepath.Join(dir, "bindings.db"), PluginPath: []string{dir}, Logger: log})
 	if err != nil {
 		t.Fatal(err)
 	}

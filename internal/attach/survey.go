@@ -39,7 +39,7 @@ func Survey(ns *netns.NS) (found []ecs.Binding, lost []link.Veth, err error) {
 		if i := slices.IndexFunc(ends, func(e end) bool { return e.of(v) }); i >= 0 {
 			b.Netns, b.NetnsID, b.Addrs = ends[i].Path, ends[i].Ino, ends[i].Addrs
 		}
-		guarded, err := guard.Addrs(v.Name)
+		guarded, err := guard.Addrs(host.Conn, v.Name)
 		if err != nil {
 			return nil, nil, err
 		}

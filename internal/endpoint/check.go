@@ -64,7 +64,7 @@ func CheckTable(host *link.Host, bridge string, mode guard.Mode) error {
 	if _, err := host.Link(bridge); err != nil {
 		return fmt.Errorf("there is no bridge %s to guard: `ecs-resolver serve` makes both", bridge)
 	}
-	err := guard.Host{Bridge: bridge, Mode: mode}.Check()
+	err := guard.Host{Bridge: bridge, Mode: mode}.Check(host.Conn)
 	if errors.Is(err, guard.ErrOpen) {
 		return fmt.Errorf("%w: `ecs-resolver serve --guard %s` makes it", err, mode)
 	}

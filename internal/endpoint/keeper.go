@@ -99,7 +99,12 @@ func (k *Keeper) Subnets() []netip.Prefix {
 	if k == nil {
 		return nil
 	}
-	subnets, err := guard.Host{Bridge: k.cfg.Bridge}.Subnets()
+	host, err := link.Open(k.cfg.Netns)
+	if err != nil {
+		return nil
+	}
+	defer host.Close()
+	subnets, err := guard.Host{Bridge: k.cfg.Bridge}.Subnets(host.Conn)
 	if err != nil {
 		return nil // Err says so
 	}
@@ -131,7 +136,7 @@ func (k *Keeper) restore() error {
 	if err := host.EnsureAddr(bridge, link.Endpoint); err != nil {
 		return err
 	}
-	subnets, changed, err := guard.Host{Bridge: k.cfg.Bridge, Mode: k.cfg.Guard}.Ensure()
+	subnets, changed, err := guard.Host{Bridge: k.cfg.Bridge, Mode: k.cfg.Guard}.Ensure(host.Conn)
 	if err != nil {
 		return err
 	}
@@ -145,7 +150,7 @@ func (k *Keeper) restore() error {
 		return err
 	}
 	held := k.held()
-	guarded, err := k.guardPorts(bridge, subnets, ports, held)
+	guarded, err := k.guardPorts(host, bridge, subnets, ports, held)
 	if err != nil {
 		return err
 	}
@@ -211,7 +216,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 	}
 	var rules <-chan struct{}
 	if k.cfg.Guard != guard.Off { // there may be no nftables to watch then
-		if rules, err = guard.Watch(ctx); err != nil {
+		if rules, err = guard.Watch(ctx, k.cfg.Netns); err != nil {
 			return err
 		}
 	}

@@ -12,7 +12,7 @@ import (
 // guardPorts gives the bridge's ports their chains again if somebody has removed them, as
 // `nft flush ruleset` does, and reports how many there were. What a port may send follows
 // from the binding of its task and from the mode that the plugin was given for it.
-func (k *Keeper) guardPorts(bridge link.Bridge, subnets []netip.Prefix, ports []link.Port, held Held) (int, error) {
+func (k *Keeper) guardPorts(host *link.Host, bridge link.Bridge, subnets []netip.Prefix, ports []link.Port, held Held) (int, error) {
 	if k.cfg.Guard == guard.Off || held == nil {
 		return 0, nil
 	}
@@ -33,7 +33,7 @@ func (k *Keeper) guardPorts(bridge link.Bridge, subnets []netip.Prefix, ports []
 			})
 		}
 	}
-	restored, err := guard.Restore(guarded)
+	restored, err := guard.Restore(host.Conn, guarded)
 	if err != nil {
 		return len(restored), fmt.Errorf("guarding the ports of %s again: %w", bridge.Name, err)
 	}

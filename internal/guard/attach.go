@@ -3,13 +3,13 @@ package guard
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
+	"slices"
 
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"taskmeta/internal/rtnl"
 	"taskmeta/internal/sockdiag"
 )
 
@@ -30,99 +30,104 @@ var portFlags = []struct {
 	{unix.IFLA_BRPORT_BCAST_FLOOD, "bcast_flood", 0},
 }
 
+// ntfSticky is of linux/neighbour.h: a static entry alone moves to another port that sends
+// from the address.
+const ntfSticky = 1 << 6
+
 // Attach sets the flags of the bridge port, and enters the task's MAC address for that
 // port alone and its IP addresses for that MAC address, for good. The link must be a
 // port of the bridge already, and must not be up yet.
-func (p Port) Attach() error {
+func (p Port) Attach(c *rtnl.Conn) error {
 	if p.Mode == Off {
 		return nil
 	}
-	bridge, link, err := p.indices()
+	bridge, link, err := p.indices(c)
 	if err != nil {
 		return err
 	}
-	if err := setPortFlags(link); err != nil {
-		return fmt.Errorf("setting the flags of bridge port %s: %w", p.Link, err)
-	}
-	// Sticky: a static entry alone moves to another port that sends from the address.
-	err = netlink.NeighSet(&netlink.Neigh{
-		Family: unix.AF_BRIDGE, LinkIndex: link, HardwareAddr: p.MAC,
-		State: netlink.NUD_NOARP, Flags: netlink.NTF_MASTER | netlink.NTF_STICKY,
-	})
-	if err != nil {
-		return fmt.Errorf("entering %s for port %s of %s: %w", p.MAC, p.Link, p.Bridge, err)
-	}
+	port := rtnl.Neighbour{Index: link, MAC: p.MAC, State: unix.NUD_NOARP, Flags: unix.NTF_MASTER | ntfSticky}
+	steps := []rtnl.Step{setPortFlags(p.Link, link), port.Set(fmt.Sprintf("entering %s for port %s of %s", p.MAC, p.Link, p.Bridge))}
 	for _, own := range p.Addrs {
 		// A port that is not flooded hears no question: the answer must be there.
-		err := netlink.NeighSet(&netlink.Neigh{
-			LinkIndex: bridge, IP: own.Addr().AsSlice(), HardwareAddr: p.MAC, State: netlink.NUD_PERMANENT,
-		})
+		n := rtnl.Neighbour{Index: bridge, Addr: own.Addr(), MAC: p.MAC, State: unix.NUD_PERMANENT}
+		steps = append(steps, n.Set(fmt.Sprintf("entering %s for %s on %s", p.MAC, own.Addr(), p.Bridge)))
+	}
+	return c.Do(steps...)
+}
+
+func (p Port) indices(c *rtnl.Conn) (bridge, link int, err error) {
+	bridge, link = p.BridgeIndex, p.LinkIndex
+	if bridge == 0 {
+		l, err := c.Link(p.Bridge)
 		if err != nil {
-			return fmt.Errorf("entering %s for %s on %s: %w", p.MAC, own.Addr(), p.Bridge, err)
+			return 0, 0, err
+		}
+		bridge = l.Index
+	}
+	if link == 0 {
+		l, err := c.Link(p.Link)
+		if err != nil {
+			return 0, 0, err
+		}
+		link = l.Index
+	}
+	return bridge, link, nil
+}
+
+// setPortFlags is the step that sets all flags.
+func setPortFlags(name string, link int) rtnl.Step {
+	info := nl.NewIfInfomsg(unix.AF_BRIDGE)
+	info.Index = int32(link)
+	flags := nl.NewRtAttr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
+	for _, f := range portFlags {
+		flags.AddRtAttr(f.attribute, []byte{f.value})
+	}
+	return rtnl.NewStep(unix.RTM_SETLINK, 0, "setting the flags of bridge port "+name, info, flags)
+}
+
+// atOnce is how many entries are deleted by one send: the answers to more would not fit in
+// the socket.
+const atOnce = 64
+
+// forget deletes the permanent neighbours of a bridge that have these addresses, if they and
+// it exist, and then ends the namespace's TCP connections with them.
+func forget(c *rtnl.Conn, bridge string, addrs []netip.Addr) error {
+	if len(addrs) == 0 {
+		return nil
+	}
+	switch l, err := c.Link(bridge); {
+	case errors.Is(err, unix.ENODEV): // they are gone with it
+	case err != nil:
+		return err
+	default:
+		if err := delNeighbours(c, l, addrs); err != nil {
+			return err
+		}
+	}
+	diag, err := sockdiag.Open(c.NS)
+	if err != nil {
+		return err
+	}
+	defer diag.Close()
+	for _, addr := range addrs {
+		// Where the kernel cannot, the resolver does so when it sees that the link is gone.
+		if err := diag.Destroy(addr); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+			return fmt.Errorf("ending the connections of %s: %w", addr, err)
 		}
 	}
 	return nil
 }
 
-func (p Port) indices() (bridge, link int, err error) {
-	bridge, link = p.BridgeIndex, p.LinkIndex
-	if bridge == 0 {
-		if bridge, err = index(p.Bridge); err != nil {
-			return 0, 0, err
+func delNeighbours(c *rtnl.Conn, bridge rtnl.Link, addrs []netip.Addr) error {
+	for some := range slices.Chunk(addrs, atOnce) {
+		var steps []rtnl.Step
+		for _, addr := range some {
+			s := rtnl.Neighbour{Index: bridge.Index, Addr: addr}.Del(fmt.Sprintf("deleting the neighbour %s on %s", addr, bridge.Name))
+			s.Fine = unix.ENOENT
+			steps = append(steps, s)
 		}
-	}
-	if link == 0 {
-		link, err = index(p.Link)
-	}
-	return bridge, link, err
-}
-
-func index(name string) (int, error) {
-	l, err := netlink.LinkByName(name)
-	if err != nil {
-		return 0, fmt.Errorf("finding link %s: %w", name, err)
-	}
-	return l.Attrs().Index, nil
-}
-
-// setPortFlags sends all flags in one request, which the library has no call for.
-func setPortFlags(link int) error {
-	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
-	msg := nl.NewIfInfomsg(unix.AF_BRIDGE)
-	msg.Index = int32(link)
-	req.AddData(msg)
-	flags := nl.NewRtAttr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
-	for _, f := range portFlags {
-		flags.AddRtAttr(f.attribute, []byte{f.value})
-	}
-	req.AddData(flags)
-	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
-	return err
-}
-
-// forget deletes the permanent neighbours of a bridge that have these addresses, if they and
-// it exist, and then ends the host's TCP connections with them.
-func forget(bridge string, addrs []netip.Addr) error {
-	if len(addrs) == 0 {
-		return nil
-	}
-	i, err := index(bridge)
-	switch {
-	case errors.As(err, new(netlink.LinkNotFoundError)):
-	case err != nil:
-		return err
-	default:
-		for _, addr := range addrs {
-			err := netlink.NeighDel(&netlink.Neigh{LinkIndex: i, IP: net.IP(addr.AsSlice())})
-			if err != nil && !gone(err) {
-				return fmt.Errorf("deleting the neighbour %s on %s: %w", addr, bridge, err)
-			}
-		}
-	}
-	for _, addr := range addrs {
-		// Where the kernel cannot, the resolver does so when it sees that the link is gone.
-		if err := sockdiag.Destroy(addr); err != nil && !errors.Is(err, errors.ErrUnsupported) {
-			return fmt.Errorf("ending the connections of %s: %w", addr, err)
+		if err := c.Do(steps...); err != nil {
+			return err
 		}
 	}
 	return nil

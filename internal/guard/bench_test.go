@@ -13,6 +13,7 @@ import (
 
 	"taskmeta/internal/dev/testnet"
 	"taskmeta/internal/guard"
+	"taskmeta/internal/rtnl"
 )
 
 // BenchmarkPort measures what the guard adds to an ADD (attach) and to a DEL (detach),
@@ -24,20 +25,20 @@ func BenchmarkPort(b *testing.B) {
 			bridge := index(b, ns, "ecs-bridge")
 			for i := range others {
 				p := numbered(b, ns, bridge, i)
-				in(b, ns, func() error { return errors.Join(p.Install(), p.Attach()) })
+				on(b, ns, func(c *rtnl.Conn) error { return errors.Join(p.Install(c), p.Attach(c)) })
 			}
 			b.Run("attach", func(b *testing.B) {
 				p := numbered(b, ns, bridge, others)
 				var took []time.Duration
 				for b.Loop() {
-					in(b, ns, func() error {
+					on(b, ns, func(c *rtnl.Conn) error {
 						start := time.Now()
-						err := errors.Join(p.Install(), p.Attach())
+						err := errors.Join(p.Install(c), p.Attach(c))
 						took = append(took, time.Since(start))
 						return err
 					})
 					b.StopTimer()
-					in(b, ns, func() error { return guard.Remove(p.Bridge, p.Link, true) })
+					on(b, ns, func(c *rtnl.Conn) error { return guard.Remove(c, p.Bridge, p.Link, true) })
 					b.StartTimer()
 				}
 				reportMedian(b, took)
@@ -47,11 +48,11 @@ func BenchmarkPort(b *testing.B) {
 				var took []time.Duration
 				for b.Loop() {
 					b.StopTimer()
-					in(b, ns, func() error { return errors.Join(p.Install(), p.Attach()) })
+					on(b, ns, func(c *rtnl.Conn) error { return errors.Join(p.Install(c), p.Attach(c)) })
 					b.StartTimer()
-					in(b, ns, func() error {
+					on(b, ns, func(c *rtnl.Conn) error {
 						start := time.Now()
-						err := guard.Remove(p.Bridge, p.Link, true)
+						err := guard.Remove(c, p.Bridge, p.Link, true)
 						took = append(took, time.Since(start))
 						return err
 					})

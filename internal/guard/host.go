@@ -1,7 +1,6 @@
 package guard
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -9,10 +8,10 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"taskmeta/internal/ecs"
+	"taskmeta/internal/rtnl"
 )
 
 // A Host is the host's own side of a bridge: one table, the same however many tasks
@@ -29,24 +28,25 @@ type Host struct {
 // subnets from the bridge, if there is to be a table, and returns them, so it is called
 // again whenever the bridge's addresses change, and from time to time, since anyone may
 // flush a ruleset.
-func (h Host) Ensure() (subnets []netip.Prefix, changed bool, err error) {
+func (h Host) Ensure(c *rtnl.Conn) (subnets []netip.Prefix, changed bool, err error) {
 	if h.Mode == Off {
-		changed, err = h.Remove()
+		changed, err = h.Remove(c)
 		return nil, changed, err
 	}
-	if subnets, err = h.Subnets(); err != nil {
+	if subnets, err = h.Subnets(c); err != nil {
 		return nil, false, err
 	}
-	changed, err = h.install(subnets)
+	changed, err = h.install(c, subnets)
 	return subnets, changed, err
 }
 
 // install makes the table for those subnets, and reports whether it was another.
-func (h Host) install(subnets []netip.Prefix) (changed bool, err error) {
-	conn, err := nftables.New()
+func (h Host) install(c *rtnl.Conn, subnets []netip.Prefix) (changed bool, err error) {
+	conn, err := dial(c)
 	if err != nil {
-		return false, fmt.Errorf("opening a netlink socket: %w", err)
+		return false, err
 	}
+	defer conn.CloseLasting()
 	table := &nftables.Table{Family: nftables.TableFamilyINet, Name: tableName}
 	want := h.chains(subnets)
 	whole, err := holds(conn, table, want)
@@ -56,11 +56,11 @@ func (h Host) install(subnets []netip.Prefix) (changed bool, err error) {
 	conn.AddTable(table)
 	conn.DelTable(table)
 	conn.AddTable(table)
-	for _, c := range want {
-		c.chain.Table = table
-		conn.AddChain(c.chain)
-		for _, r := range c.rules {
-			r.Table, r.Chain = table, c.chain
+	for _, w := range want {
+		w.chain.Table = table
+		conn.AddChain(w.chain)
+		for _, r := range w.rules {
+			r.Table, r.Chain = table, w.chain
 			conn.AddRule(r)
 		}
 	}
@@ -71,18 +71,19 @@ func (h Host) install(subnets []netip.Prefix) (changed bool, err error) {
 }
 
 // Check reports whether the table is what it should be; an [ErrOpen] says that it is not.
-func (h Host) Check() error {
+func (h Host) Check(c *rtnl.Conn) error {
 	if h.Mode == Off {
 		return nil
 	}
-	subnets, err := h.Subnets()
+	subnets, err := h.Subnets(c)
 	if err != nil {
 		return err
 	}
-	conn, err := nftables.New()
+	conn, err := dial(c)
 	if err != nil {
-		return fmt.Errorf("opening a netlink socket: %w", err)
+		return err
 	}
+	defer conn.CloseLasting()
 	table := &nftables.Table{Family: nftables.TableFamilyINet, Name: tableName}
 	whole, err := holds(conn, table, h.chains(subnets))
 	if err == nil && !whole {
@@ -92,11 +93,12 @@ func (h Host) Check() error {
 }
 
 // Remove deletes the table, and reports whether it was there.
-func (h Host) Remove() (changed bool, err error) {
-	conn, err := nftables.New()
+func (h Host) Remove(c *rtnl.Conn) (changed bool, err error) {
+	conn, err := dial(c)
 	if err != nil {
-		return false, fmt.Errorf("opening a netlink socket: %w", err)
+		return false, err
 	}
+	defer conn.CloseLasting()
 	conn.DelTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: tableName})
 	err = conn.Flush()
 	if gone(err) {
@@ -110,32 +112,24 @@ func (h Host) Remove() (changed bool, err error) {
 
 // Subnets are those of the bridge's addresses, each with the bridge's own address in it;
 // the endpoint's is not among them.
-func (h Host) Subnets() ([]netip.Prefix, error) {
-	link, err := netlink.LinkByName(h.Bridge)
+func (h Host) Subnets(c *rtnl.Conn) ([]netip.Prefix, error) {
+	link, err := c.Link(h.Bridge)
 	if err != nil {
-		return nil, fmt.Errorf("finding bridge %s: %w", h.Bridge, err)
+		return nil, err
 	}
-	for {
-		list, err := netlink.AddrList(link, netlink.FAMILY_ALL)
-		if errors.Is(err, netlink.ErrDumpInterrupted) {
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("listing the addresses of %s: %w", h.Bridge, err)
-		}
-		var subnets []netip.Prefix
-		for _, a := range list {
-			addr, _ := netip.AddrFromSlice(a.IP)
-			addr = addr.Unmap()
-			length, _ := a.Mask.Size()
-			// Every interface has an IPv6 link-local subnet of the same addresses.
-			if addr != ecs.EndpointAddr && !(addr.Is6() && addr.IsLinkLocalUnicast()) {
-				subnets = append(subnets, netip.PrefixFrom(addr, length))
-			}
-		}
-		slices.SortFunc(subnets, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
-		return subnets, nil
+	list, err := c.Addrs(link.Index)
+	if err != nil {
+		return nil, err
 	}
+	var subnets []netip.Prefix
+	for _, a := range list {
+		// Every interface has an IPv6 link-local subnet of the same addresses.
+		if addr := a.Addr(); addr != ecs.EndpointAddr && !(addr.Is6() && addr.IsLinkLocalUnicast()) {
+			subnets = append(subnets, a.Prefix)
+		}
+	}
+	slices.SortFunc(subnets, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
+	return subnets, nil
 }
 
 // A hostChain is one of the table's chains as it should be.

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"taskmeta/internal/guard"
+	"taskmeta/internal/rtnl"
 )
 
 func TestEnsureRepairsTheTable(t *testing.T) {
@@ -15,8 +16,8 @@ func TestEnsureRepairsTheTable(t *testing.T) {
 	ensure := func(want bool, after string) {
 		t.Helper()
 		var changed bool
-		in(t, ns, func() (err error) {
-			_, changed, err = h.Ensure()
+		on(t, ns, func(c *rtnl.Conn) (err error) {
+			_, changed, err = h.Ensure(c)
 			return err
 		})
 		if changed != want {
@@ -49,8 +50,8 @@ func TestEnsureRepairsTheTable(t *testing.T) {
 	}
 	nft(t, ns, "add table inet other")
 	for _, want := range []bool{true, false} {
-		in(t, ns, func() error {
-			changed, err := h.Remove()
+		on(t, ns, func(c *rtnl.Conn) error {
+			changed, err := h.Remove(c)
 			if changed != want {
 				t.Errorf("Remove: changed is %t; want %t", changed, want)
 			}
@@ -65,8 +66,8 @@ func TestEnsureRepairsTheTable(t *testing.T) {
 func TestEnsureWithoutABridge(t *testing.T) {
 	t.Parallel()
 	ns, _ := host(t)
-	err := ns.Do(func() error {
-		_, _, err := guard.Host{Bridge: "ecs-other", Mode: guard.Strict}.Ensure()
+	err := doOn(ns, func(c *rtnl.Conn) error {
+		_, _, err := guard.Host{Bridge: "ecs-other", Mode: guard.Strict}.Ensure(c)
 		return err
 	})
 	if err == nil || !strings.Contains(err.Error(), "ecs-other") {

@@ -5,9 +5,24 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"taskmeta/internal/rtnl"
 )
+
+// dial opens nftables in the namespace of the socket. The caller closes it.
+func dial(c *rtnl.Conn) (conn *nftables.Conn, err error) {
+	err = c.NS.Do(func() (err error) {
+		conn, err = nftables.New(nftables.AsLasting())
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("opening a netlink socket: %w", explain(err))
+	}
+	return conn, nil
+}
 
 func join(parts ...[]expr.Any) []expr.Any { return slices.Concat(parts...) }
 

@@ -3,8 +3,8 @@
 // reached by tasks alone. Three layers say so: a netdev chain on each port, the flags of
 // the bridge port, and one table for the host. See docs/security.md.
 //
-// Every call acts in the network namespace of the calling thread, and everything it does
-// may be repeated.
+// Every call acts in the network namespace of the route socket that it is given, and
+// everything it does may be repeated.
 package guard
 
 import (
@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"taskmeta/internal/ecs"
+	"taskmeta/internal/rtnl"
 )
 
 // A Mode says how much a port lets out.
@@ -67,21 +68,22 @@ type Port struct {
 
 // Install gives the port its chain, whole and at once. It comes before the link is up;
 // the link must exist. Its chain drops what no rule accepts.
-func (p Port) Install() error {
+func (p Port) Install(c *rtnl.Conn) error {
 	if p.Mode == Off {
 		return nil
 	}
 	// A chain that a killed ADD of this attachment left behind goes first: what it holds
 	// may be of another address.
-	return p.install(true)
+	return p.install(c, true)
 }
 
 // install sends the chain with its rules, after what it may hold already or in its place.
-func (p Port) install(alone bool) error {
-	conn, err := nftables.New()
+func (p Port) install(c *rtnl.Conn, alone bool) error {
+	conn, err := dial(c)
 	if err != nil {
-		return fmt.Errorf("opening a netlink socket: %w", err)
+		return err
 	}
+	defer conn.CloseLasting()
 	chain := portChain(p.Link)
 	conn.AddTable(chain.Table)
 	conn.AddChain(chain)
@@ -250,28 +252,29 @@ func outside(own netip.Prefix) []expr.Any {
 // the addresses; where a guarded port has none, since somebody has flushed it, they are
 // those that no port of the bridge has, which takes longer the more ports there are. What
 // is gone already, the bridge included, is no error.
-func Remove(bridge, link string, guarded bool) error {
-	rules, err := installed(link)
+func Remove(c *rtnl.Conn, bridge, link string, guarded bool) error {
+	rules, err := installed(c, link)
 	if err != nil {
 		return err
 	}
 	there := len(rules) > 0
 	switch {
 	case there:
-		err = forget(bridge, named(rules))
+		err = forget(c, bridge, named(rules))
 	case guarded:
-		err = sweepNeighbours(bridge)
+		err = sweepNeighbours(c, bridge)
 	}
 	if err == nil && !there {
-		there, err = exists(link)
+		there, err = exists(c, link)
 	}
 	if err != nil || !there {
 		return err // a request to delete nothing takes the kernel as long as another
 	}
-	conn, err := nftables.New()
+	conn, err := dial(c)
 	if err != nil {
-		return fmt.Errorf("opening a netlink socket: %w", err)
+		return err
 	}
+	defer conn.CloseLasting()
 	conn.DelChain(portChain(link))
 	if err := conn.Flush(); err != nil && !gone(err) {
 		return fmt.Errorf("deleting the chain of port %s: %w", link, explain(err))

@@ -13,6 +13,7 @@ import (
 
 	"taskmeta/internal/dev/testnet"
 	"taskmeta/internal/guard"
+	"taskmeta/internal/rtnl"
 )
 
 // guarded makes a host whose veth1 has the whole guard.
@@ -20,7 +21,7 @@ func guarded(t testing.TB) (ns *testnet.Namespace, p guard.Port) {
 	t.Helper()
 	ns, _ = host(t, "169.254.172.1/22", "fd00:ec2::172:1/112")
 	p = port(guard.Strict, "169.254.172.2/22", "fd00:ec2::172:2/112")
-	in(t, ns, func() error { return errors.Join(p.Install(), p.Attach(), p.Check()) })
+	on(t, ns, func(c *rtnl.Conn) error { return errors.Join(p.Install(c), p.Attach(c), p.Check(c)) })
 	return ns, p
 }
 
@@ -60,13 +61,13 @@ func TestCheckNamesWhatIsMissing(t *testing.T) {
 			ns, p := guarded(t)
 			args := strings.Fields(tt.do)
 			in(t, ns, exec.Command(args[0], args[1:]...).Run)
-			err := ns.Do(p.Check)
+			err := doOn(ns, p.Check)
 			if !errors.Is(err, guard.ErrOpen) || !strings.Contains(err.Error(), tt.want) {
 				t.Fatalf("after %s: %v; want %q", tt.do, err, tt.want)
 			}
 			// The veth must be a port again before it is given a port's flags.
 			in(t, ns, exec.Command("ip", "link", "set", "veth1", "master", "ecs-bridge").Run)
-			in(t, ns, func() error { return errors.Join(p.Install(), p.Attach(), p.Check()) })
+			on(t, ns, func(c *rtnl.Conn) error { return errors.Join(p.Install(c), p.Attach(c), p.Check(c)) })
 		})
 	}
 }
@@ -87,17 +88,17 @@ func TestRemoveLeavesNothing(t *testing.T) {
 			if harm != "" {
 				nft(t, ns, strings.Fields(harm)...)
 			}
-			in(t, ns, func() error {
+			on(t, ns, func(c *rtnl.Conn) error {
 				return errors.Join(
 					netlink.LinkDel(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: p.Link}}),
-					guard.Remove(p.Bridge, p.Link, true))
+					guard.Remove(c, p.Bridge, p.Link, true))
 			})
 			if left := entries(t, ns); strings.Contains(left, "PERMANENT") || strings.Contains(left, "in-veth1") {
 				t.Errorf("left behind: %s", left)
 			}
-			in(t, ns, func() error { return guard.Remove(p.Bridge, p.Link, true) })
+			on(t, ns, func(c *rtnl.Conn) error { return guard.Remove(c, p.Bridge, p.Link, true) })
 			in(t, ns, func() error { return netlink.LinkDel(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: p.Bridge}}) })
-			in(t, ns, func() error { return guard.Remove(p.Bridge, p.Link, true) })
+			on(t, ns, func(c *rtnl.Conn) error { return guard.Remove(c, p.Bridge, p.Link, true) })
 		})
 	}
 }
@@ -109,7 +110,9 @@ func TestSweepLeavesWhatIsNotATasks(t *testing.T) {
 	const line = "ip neigh add 169.254.172.9 dev ecs-bridge lladdr 02:00:00:00:00:09 nud permanent"
 	in(t, ns, exec.Command("sh", "-c", line).Run)
 	before := entries(t, ns)
-	in(t, ns, func() error { return errors.Join(guard.Sweep("ecs-bridge"), guard.Remove("ecs-bridge", "veth9", true)) })
+	on(t, ns, func(c *rtnl.Conn) error {
+		return errors.Join(guard.Sweep(c, "ecs-bridge"), guard.Remove(c, "ecs-bridge", "veth9", true))
+	})
 	if after := entries(t, ns); after != before || !strings.Contains(after, "169.254.172.9") {
 		t.Errorf("left %q of %q", after, before)
 	}
@@ -156,7 +159,7 @@ func TestRemoveEndsTheTasksConnections(t *testing.T) {
 		defer other.Close()
 
 		p := port(guard.Strict, "169.254.172.2/22")
-		in(t, ns, func() error { return errors.Join(p.Install(), guard.Remove(p.Bridge, p.Link, true)) })
+		on(t, ns, func(c *rtnl.Conn) error { return errors.Join(p.Install(c), guard.Remove(c, p.Bridge, p.Link, true)) })
 		if _, err := server.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNABORTED) {
 			t.Errorf("%s: the server's read ended with %v; want ECONNABORTED", network, err)
 		}
@@ -173,14 +176,14 @@ func TestSweepRemovesWhatNoPortHas(t *testing.T) {
 	t.Parallel()
 	ns, p := guarded(t)
 	before := entries(t, ns)
-	in(t, ns, func() error { return guard.Sweep(p.Bridge) })
+	on(t, ns, func(c *rtnl.Conn) error { return guard.Sweep(c, p.Bridge) })
 	if after := entries(t, ns); after != before {
 		t.Errorf("a sweep took what is in use: %s, before %s", after, before)
 	}
 	nft(t, ns, "add chain netdev ecs_guard other")
 	in(t, ns, func() error { return netlink.LinkDel(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: p.Link}}) })
 	for range 2 {
-		in(t, ns, func() error { return guard.Sweep(p.Bridge) })
+		on(t, ns, func(c *rtnl.Conn) error { return guard.Sweep(c, p.Bridge) })
 	}
 	after := entries(t, ns)
 	if strings.Contains(after, "PERMANENT") || strings.Contains(after, "in-veth1") || !strings.Contains(after, "chain other") {
@@ -192,7 +195,7 @@ func TestInstallReplacesWhatAnEarlierTaskHad(t *testing.T) {
 	t.Parallel()
 	ns, p := guarded(t)
 	p.Addrs = p.Addrs[1:]
-	in(t, ns, func() error { return errors.Join(p.Install(), p.Check()) })
+	on(t, ns, func(c *rtnl.Conn) error { return errors.Join(p.Install(c), p.Check(c)) })
 	if rules := nft(t, ns, "list", "ruleset"); strings.Contains(rules, `"169.254.172.2"`) {
 		t.Errorf("the earlier address is still there: %s", rules)
 	}
@@ -202,8 +205,8 @@ func TestOffLeavesThePortAlone(t *testing.T) {
 	t.Parallel()
 	ns, _ := host(t)
 	p := port(guard.Off, "169.254.172.2/22")
-	in(t, ns, func() error {
-		return errors.Join(p.Install(), p.Attach(), p.Check(), guard.Remove(p.Bridge, p.Link, false))
+	on(t, ns, func(c *rtnl.Conn) error {
+		return errors.Join(p.Install(c), p.Attach(c), p.Check(c), guard.Remove(c, p.Bridge, p.Link, false))
 	})
 	if left := entries(t, ns) + nft(t, ns, "list", "ruleset"); left != "" {
 		t.Errorf("made: %s", left)

@@ -12,18 +12,19 @@ import (
 
 	"taskmeta/internal/dev/testnet"
 	"taskmeta/internal/guard"
+	"taskmeta/internal/rtnl"
 )
 
 // restore calls Restore for one port and returns what it says it did.
 func restore(t *testing.T, ns *testnet.Namespace, p guard.Port) (restored []string) {
 	t.Helper()
-	in(t, ns, func() (err error) {
+	on(t, ns, func(c *rtnl.Conn) (err error) {
 		l, err := netlink.LinkByName(p.Link)
 		if err != nil {
 			return err
 		}
 		p.LinkIndex = l.Attrs().Index
-		restored, err = guard.Restore([]guard.Port{p})
+		restored, err = guard.Restore(c, []guard.Port{p})
 		return err
 	})
 	return restored
@@ -44,7 +45,7 @@ func TestRestoreGivesAChainBack(t *testing.T) {
 	if got := restore(t, ns, p); !slices.Equal(got, []string{"veth1"}) {
 		t.Errorf("restored %v; want veth1", got)
 	}
-	in(t, ns, p.Check)
+	on(t, ns, p.Check)
 }
 
 func TestRestoreLeavesAPlainPortAlone(t *testing.T) {
@@ -61,16 +62,16 @@ func TestRestoreLeavesAPlainPortAlone(t *testing.T) {
 func TestRestoreOfAPortThatIsGone(t *testing.T) {
 	t.Parallel()
 	ns, p := guarded(t)
-	in(t, ns, func() error {
+	on(t, ns, func(c *rtnl.Conn) error {
 		l, err := netlink.LinkByName(p.Link)
 		if err != nil {
 			return err
 		}
 		p.LinkIndex = l.Attrs().Index
-		return errors.Join(netlink.LinkDel(l), guard.Remove(p.Bridge, p.Link, true))
+		return errors.Join(netlink.LinkDel(l), guard.Remove(c, p.Bridge, p.Link, true))
 	})
-	in(t, ns, func() error {
-		restored, err := guard.Restore([]guard.Port{p})
+	on(t, ns, func(c *rtnl.Conn) error {
+		restored, err := guard.Restore(c, []guard.Port{p})
 		if len(restored) > 0 {
 			t.Errorf("restored %v", restored)
 		}
@@ -96,8 +97,8 @@ func TestWatchTellsOfAFlush(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 			defer cancel()
 			var changed <-chan struct{}
-			in(t, ns, func() (err error) {
-				changed, err = guard.Watch(ctx)
+			on(t, ns, func(c *rtnl.Conn) (err error) {
+				changed, err = guard.Watch(ctx, c.NS)
 				return err
 			})
 			nft(t, ns, strings.Fields(harm)...)

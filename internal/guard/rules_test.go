@@ -11,9 +11,12 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"taskmeta/internal/dev/testnet"
 	"taskmeta/internal/guard"
+	"taskmeta/internal/netns"
+	"taskmeta/internal/rtnl"
 )
 
 var update = flag.Bool("update", false, "rewrite testdata/nft from what the kernel lists")
@@ -80,6 +83,28 @@ func in(t testing.TB, ns *testnet.Namespace, fn func() error) {
 	}
 }
 
+// on runs fn in the namespace, with a socket there.
+func on(t testing.TB, ns *testnet.Namespace, fn func(*rtnl.Conn) error) {
+	t.Helper()
+	if err := doOn(ns, fn); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func doOn(host *testnet.Namespace, fn func(*rtnl.Conn) error) error {
+	ns, err := netns.Open(host.Path())
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	c, err := rtnl.Open(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return host.Do(func() error { return fn(c) })
+}
+
 func nft(t testing.TB, ns *testnet.Namespace, args ...string) string {
 	t.Helper()
 	var out []byte
@@ -94,22 +119,24 @@ func TestRulesAreThoseOfTheirFile(t *testing.T) {
 	t.Parallel()
 	tests := map[string]struct {
 		addrs []string
-		apply func() error
+		apply func(*rtnl.Conn) error
 	}{
-		"port-strict":      {apply: func() error { return port(guard.Strict, "169.254.172.2/22").Install() }},
-		"port-source":      {apply: func() error { return port(guard.Source, "169.254.172.2/22").Install() }},
-		"port-strict-dual": {apply: func() error { return port(guard.Strict, "169.254.172.2/22", "fd00:ec2::172:2/112").Install() }},
-		"port-source-ipv6": {apply: func() error { return port(guard.Source, "fd00:ec2::172:2/112").Install() }},
-		"host-strict": {[]string{"169.254.172.1/22"}, func() error {
-			_, _, err := guard.Host{Bridge: "ecs-bridge", Mode: guard.Strict}.Ensure()
+		"port-strict": {apply: func(c *rtnl.Conn) error { return port(guard.Strict, "169.254.172.2/22").Install(c) }},
+		"port-source": {apply: func(c *rtnl.Conn) error { return port(guard.Source, "169.254.172.2/22").Install(c) }},
+		"port-strict-dual": {apply: func(c *rtnl.Conn) error {
+			return port(guard.Strict, "169.254.172.2/22", "fd00:ec2::172:2/112").Install(c)
+		}},
+		"port-source-ipv6": {apply: func(c *rtnl.Conn) error { return port(guard.Source, "fd00:ec2::172:2/112").Install(c) }},
+		"host-strict": {[]string{"169.254.172.1/22"}, func(c *rtnl.Conn) error {
+			_, _, err := guard.Host{Bridge: "ecs-bridge", Mode: guard.Strict}.Ensure(c)
 			return err
 		}},
-		"host-source": {[]string{"169.254.172.1/22"}, func() error {
-			_, _, err := guard.Host{Bridge: "ecs-bridge", Mode: guard.Source}.Ensure()
+		"host-source": {[]string{"169.254.172.1/22"}, func(c *rtnl.Conn) error {
+			_, _, err := guard.Host{Bridge: "ecs-bridge", Mode: guard.Source}.Ensure(c)
 			return err
 		}},
-		"host-strict-dual": {[]string{"169.254.172.1/22", "10.7.0.1/24", "fd00:ec2::172:1/112"}, func() error {
-			_, _, err := guard.Host{Bridge: "ecs-bridge", Mode: guard.Strict}.Ensure()
+		"host-strict-dual": {[]string{"169.254.172.1/22", "10.7.0.1/24", "fd00:ec2::172:1/112"}, func(c *rtnl.Conn) error {
+			_, _, err := guard.Host{Bridge: "ecs-bridge", Mode: guard.Strict}.Ensure(c)
 			return err
 		}},
 	}
@@ -117,7 +144,7 @@ func TestRulesAreThoseOfTheirFile(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			ns, _ := host(t, tt.addrs...)
-			in(t, ns, tt.apply)
+			on(t, ns, tt.apply)
 			got := nft(t, ns, "list", "ruleset")
 			file := filepath.Join("../../testdata/nft", name+".nft")
 			if *update {

@@ -10,11 +10,11 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/userdata"
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"taskmeta/internal/ecs"
+	"taskmeta/internal/rtnl"
 )
 
 // A rule is what a port's chain says of one of its rules: its number, which no other
@@ -24,36 +24,37 @@ type rule struct {
 	addr   netip.Addr
 }
 
-// ask sends a request that names a port's chain by attributes of these types. There is no
+// ask sends a question that names a port's chain by attributes of these types. There is no
 // answer where there is no chain, or no nftables. The library's calls for it decode all
 // that there is, or drop the kernel's error.
-func ask(link string, message, flags, table, chain int) ([][]byte, error) {
-	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|message, flags)
-	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.NFPROTO_NETDEV})
-	req.AddData(nl.NewRtAttr(table, nl.ZeroTerminated(tableName)))
-	req.AddData(nl.NewRtAttr(chain, nl.ZeroTerminated(chainPrefix+link)))
-	answers, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+func ask(c *rtnl.Conn, link string, message, flags, table, chain int) ([][]byte, error) {
+	doing := "reading the chain of port " + link
+	nf, err := rtnl.Open(c.NS, unix.NETLINK_NETFILTER)
+	var answers [][]byte
+	if err == nil {
+		defer nf.Close()
+		answers, err = nf.Ask(rtnl.NewStep(unix.NFNL_SUBSYS_NFTABLES<<8|message, flags, doing, &nl.Nfgenmsg{NfgenFamily: unix.NFPROTO_NETDEV},
+			nl.NewRtAttr(table, nl.ZeroTerminated(tableName)), nl.NewRtAttr(chain, nl.ZeroTerminated(chainPrefix+link))))
+	}
 	switch {
-	case errors.Is(err, netlink.ErrDumpInterrupted):
-		return ask(link, message, flags, table, chain)
 	// Without netfilter there is no such socket; without nftables, no such request.
 	case gone(err), errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EINVAL):
 		return nil, nil
 	case err != nil:
-		return nil, fmt.Errorf("reading the chain of port %s: %w", link, explain(err))
+		return nil, explain(err)
 	}
 	return answers, nil
 }
 
 // exists reports whether a port has a chain.
-func exists(link string) (bool, error) {
-	answers, err := ask(link, unix.NFT_MSG_GETCHAIN, 0, unix.NFTA_CHAIN_TABLE, unix.NFTA_CHAIN_NAME)
+func exists(c *rtnl.Conn, link string) (bool, error) {
+	answers, err := ask(c, link, unix.NFT_MSG_GETCHAIN, 0, unix.NFTA_CHAIN_TABLE, unix.NFTA_CHAIN_NAME)
 	return len(answers) > 0, err
 }
 
 // installed lists the rules of a port's chain.
-func installed(link string) ([]rule, error) {
-	answers, err := ask(link, unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN)
+func installed(c *rtnl.Conn, link string) ([]rule, error) {
+	answers, err := ask(c, link, unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN)
 	if err != nil {
 		return nil, err
 	}
@@ -80,8 +81,8 @@ func installed(link string) ([]rule, error) {
 
 // Addrs returns the addresses that the port named link may send from, none where it has
 // no chain.
-func Addrs(link string) ([]netip.Addr, error) {
-	rules, err := installed(link)
+func Addrs(c *rtnl.Conn, link string) ([]netip.Addr, error) {
+	rules, err := installed(c, link)
 	return named(rules), err
 }
 
@@ -99,15 +100,16 @@ func named(rules []rule) []netip.Addr {
 // Sweep removes what killed plugins left behind: chains of ports that no longer exist,
 // and neighbours of the bridge that are tasks by their MAC address, which none of its ports
 // has. It may run beside ADD and DEL.
-func Sweep(bridge string) error {
-	return errors.Join(sweepChains(), sweepNeighbours(bridge))
+func Sweep(c *rtnl.Conn, bridge string) error {
+	return errors.Join(sweepChains(c), sweepNeighbours(c, bridge))
 }
 
-func sweepChains() error {
-	conn, err := nftables.New()
+func sweepChains(c *rtnl.Conn) error {
+	conn, err := dial(c)
 	if err != nil {
-		return fmt.Errorf("opening a netlink socket: %w", err)
+		return err
 	}
+	defer conn.CloseLasting()
 	chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyNetdev)
 	if err != nil {
 		return fmt.Errorf("listing the chains of table netdev %s: %w", tableName, explain(err))
@@ -118,14 +120,14 @@ func sweepChains() error {
 		if !ours || chain.Table.Name != tableName {
 			continue
 		}
-		rules, err := installed(link)
+		rules, err := installed(c, link)
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
 		// The rules were read before the link was looked for, so they are those of a link
 		// that is gone, even if it returns now.
-		if _, err := index(link); !errors.As(err, new(netlink.LinkNotFoundError)) {
+		if _, err := c.Link(link); !errors.Is(err, unix.ENODEV) {
 			errs = append(errs, err)
 			continue
 		}
@@ -142,46 +144,34 @@ func sweepChains() error {
 	return errors.Join(errs...)
 }
 
-func sweepNeighbours(bridge string) error {
-	i, err := index(bridge)
-	if errors.As(err, new(netlink.LinkNotFoundError)) {
+func sweepNeighbours(c *rtnl.Conn, bridge string) error {
+	l, err := c.Link(bridge)
+	if errors.Is(err, unix.ENODEV) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
 	// Neighbours first: Attach enters a MAC address before the neighbours that have it.
-	known, err := neighbours(i, netlink.FAMILY_ALL)
+	known, err := c.Neighbours(unix.AF_UNSPEC)
 	if err != nil {
-		return fmt.Errorf("listing the neighbours on %s: %w", bridge, err)
+		return err
 	}
-	entries, err := neighbours(0, unix.AF_BRIDGE)
+	entries, err := c.Neighbours(unix.AF_BRIDGE)
 	if err != nil {
-		return fmt.Errorf("listing the MAC addresses of %s: %w", bridge, err)
+		return err
 	}
 	onPort := map[string]bool{}
 	for _, e := range entries {
-		if e.MasterIndex == i && e.LinkIndex != i {
-			onPort[e.HardwareAddr.String()] = true
+		if e.Master == l.Index && e.Index != l.Index {
+			onPort[e.MAC.String()] = true
 		}
 	}
 	var stale []netip.Addr
 	for _, n := range known {
-		addr, ok := netip.AddrFromSlice(n.IP)
-		if ok && n.State&netlink.NUD_PERMANENT != 0 && ecs.IsMAC(n.HardwareAddr) && !onPort[n.HardwareAddr.String()] {
-			stale = append(stale, addr.Unmap())
+		if n.Index == l.Index && n.State&unix.NUD_PERMANENT != 0 && ecs.IsMAC(n.MAC) && !onPort[n.MAC.String()] {
+			stale = append(stale, n.Addr)
 		}
 	}
-	return forget(bridge, stale)
-}
-
-// neighbours lists the entries of a link, or of every link for 0. A list that changed
-// while it was read is read again.
-func neighbours(link, family int) ([]netlink.Neigh, error) {
-	for {
-		list, err := netlink.NeighList(link, family)
-		if !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return list, err
-		}
-	}
+	return forget(c, bridge, stale)
 }

@@ -21,7 +21,7 @@ import (
 // A Conn is a socket for one step after another. It is for one goroutine at a time. It
 // stays in the namespace in which it was opened, and keeps that in being.
 type Conn struct {
-	// NS is the namespace. Who opened it closes it, after the Conn.
+	// NS is the namespace, for as long as who opened it keeps it open.
 	NS  *netns.NS
 	fd  int
 	seq uint32

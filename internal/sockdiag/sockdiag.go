@@ -6,10 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
-	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"taskmeta/internal/netns"
+	"taskmeta/internal/rtnl"
 )
 
 // Message types of linux/sock_diag.h, and attributes and filter operations of
@@ -30,21 +31,21 @@ const (
 	anyState = 1<<13 - 1
 )
 
-// A Conn is a socket to the kernel, for one request after another. It stays in the
-// network namespace in which it was opened, and keeps that namespace in being.
-type Conn struct{ fd int }
+// A Conn is a socket to the kernel, for one question after another. It stays in the network
+// namespace in which it was opened, and keeps that namespace in being.
+type Conn struct{ socket *rtnl.Conn }
 
-// Open opens a socket in the network namespace of the calling thread.
-func Open() (Conn, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
+// Open opens a socket in a network namespace.
+func Open(ns *netns.NS) (Conn, error) {
+	c, err := rtnl.Open(ns, unix.NETLINK_SOCK_DIAG)
 	if err != nil {
-		return Conn{}, fmt.Errorf("opening a netlink socket (the kernel must have CONFIG_INET_DIAG): %w", err)
+		return Conn{}, fmt.Errorf("%w (the kernel must have CONFIG_INET_DIAG)", err)
 	}
-	return Conn{fd}, nil
+	return Conn{c}, nil
 }
 
 // Close closes the socket.
-func (c Conn) Close() error { return unix.Close(c.fd) }
+func (c Conn) Close() error { return c.socket.Close() }
 
 // Connected reports whether the namespace has a socket at the local end of a connection
 // from local to remote that both ends have agreed to. An IPv6 socket that speaks IPv4
@@ -52,11 +53,11 @@ func (c Conn) Close() error { return unix.Close(c.fd) }
 func (c Conn) Connected(local, remote netip.AddrPort) (bool, error) {
 	local, remote = unmap(local), unmap(remote)
 	// The kernel looks one socket up as it would for a packet, in a microsecond or two.
-	found, err := c.request(byFamily, 0, message(local, remote, anyState))
+	found, err := c.ask("asking for a socket", 0, message(local, remote, anyState))
 	switch {
 	case errors.Is(err, unix.ENOENT):
 	case err != nil:
-		return false, fmt.Errorf("asking for the socket %s to %s: %w", local, remote, err)
+		return false, err
 	case len(found) == 1 && found[0].is(local, remote):
 		return true, nil
 	}
@@ -68,9 +69,9 @@ func (c Conn) Connected(local, remote netip.AddrPort) (bool, error) {
 		ask = append(ask, attribute(attrFilter, append(
 			filter(filterSource, local.Addr(), int32(local.Port()), 2*filterSize(local.Addr())),
 			filter(filterPeer, remote.Addr(), int32(remote.Port()), filterSize(remote.Addr()))...))...)
-		found, err := c.request(byFamily, unix.NLM_F_DUMP, ask)
+		found, err := c.ask("listing sockets", unix.NLM_F_DUMP, ask)
 		if err != nil {
-			return false, fmt.Errorf("listing the sockets %s to %s: %w", local, remote, err)
+			return false, err
 		}
 		for _, s := range found {
 			if s.is(local, remote) {
@@ -81,32 +82,28 @@ func (c Conn) Connected(local, remote netip.AddrPort) (bool, error) {
 	return false, nil
 }
 
-// Destroy ends every TCP connection that this host has with peer, in whatever state: its
+// Destroy ends every TCP connection that the namespace has with peer, in whatever state: its
 // user gets ECONNABORTED. It needs CAP_NET_ADMIN.
-func Destroy(peer netip.Addr) (err error) {
-	c, err := Open()
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, c.Close()) }()
+func (c Conn) Destroy(peer netip.Addr) error {
 	for _, family := range families(peer) {
 		ask := message(netip.AddrPort{}, netip.AddrPort{}, anyState)
 		ask[0] = family
 		ask = append(ask, attribute(attrFilter, filter(filterPeer, peer, -1, filterSize(peer)))...)
-		found, err := c.request(byFamily, unix.NLM_F_DUMP, ask)
+		found, err := c.ask("listing connections", unix.NLM_F_DUMP, ask)
 		if err != nil {
-			return fmt.Errorf("listing connections: %w", err)
+			return err
 		}
 		for _, s := range found {
-			end := make([]byte, 8, 8+idSize)
-			end[0], end[1] = s[0], unix.IPPROTO_TCP
-			_, err := c.request(destroy, unix.NLM_F_ACK, append(end, s.id()...))
-			switch {
-			case errors.Is(err, unix.ENOENT): // it ended by itself
-			case errors.Is(err, unix.EOPNOTSUPP):
-				return fmt.Errorf("ending a connection (the kernel must have CONFIG_INET_DIAG_DESTROY): %w", err)
-			case err != nil:
-				return fmt.Errorf("ending a connection: %w", err)
+			body := make([]byte, 8, 8+idSize)
+			body[0], body[1] = s[0], unix.IPPROTO_TCP
+			end := rtnl.NewStep(destroy, 0, "ending a connection", rtnl.Raw(append(body, s.id()...)))
+			end.Fine = unix.ENOENT // it ended by itself
+			err := c.socket.Do(end)
+			if errors.Is(err, unix.EOPNOTSUPP) {
+				err = fmt.Errorf("%w (the kernel must have CONFIG_INET_DIAG_DESTROY)", err)
+			}
+			if err != nil {
+				return err
 			}
 		}
 	}
@@ -190,50 +187,15 @@ func attribute(kind uint16, data []byte) []byte {
 	return append(binary.NativeEndian.AppendUint16(b, kind), data...)
 }
 
-// request sends one request and returns the sockets in its answer.
-func (c Conn) request(kind, flags uint16, body []byte) ([]socket, error) {
-	b := binary.NativeEndian.AppendUint32(make([]byte, 0, 256), uint32(unix.SizeofNlMsghdr+len(body)))
-	b = binary.NativeEndian.AppendUint16(b, kind)
-	b = binary.NativeEndian.AppendUint16(b, flags|unix.NLM_F_REQUEST)
-	b = append(b, make([]byte, 8)...) // sequence and port: one request at a time needs neither
-	b = append(b, body...)
-	if err := unix.Sendto(c.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return nil, os.NewSyscallError("sendto", err)
+// ask returns the sockets in the answers to a question.
+func (c Conn) ask(doing string, flags int, body []byte) ([]socket, error) {
+	answers, err := c.socket.Ask(rtnl.NewStep(byFamily, flags, doing, rtnl.Raw(body)))
+	found := make([]socket, len(answers))
+	for i, answer := range answers {
+		if len(answer) < 4+idSize {
+			return nil, fmt.Errorf("%s: the kernel's answer has %d bytes; expected %d", doing, len(answer), 4+idSize)
+		}
+		found[i] = answer
 	}
-	size := 1 << 10 // one socket
-	if flags&unix.NLM_F_DUMP != 0 {
-		size = 1 << 15 // the most that the kernel puts into one packet of a list
-	}
-	var found []socket
-	for {
-		buf := make([]byte, size)
-		n, _, err := unix.Recvfrom(c.fd, buf, 0)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return nil, os.NewSyscallError("recvfrom", err)
-		}
-		answers, err := syscall.ParseNetlinkMessage(buf[:n])
-		if err != nil {
-			return nil, fmt.Errorf("reading the kernel's answer: %w", err)
-		}
-		for _, m := range answers {
-			switch {
-			case m.Header.Type == unix.NLMSG_DONE:
-				return found, nil
-			case m.Header.Type == unix.NLMSG_ERROR:
-				if errno := -int32(binary.NativeEndian.Uint32(m.Data)); errno != 0 {
-					return nil, unix.Errno(errno)
-				}
-				return found, nil
-			case len(m.Data) < 4+idSize:
-				return nil, fmt.Errorf("the kernel's answer has %d bytes; expected %d", len(m.Data), 4+idSize)
-			}
-			found = append(found, socket(m.Data))
-			if m.Header.Flags&unix.NLM_F_MULTI == 0 {
-				return found, nil
-			}
-		}
-	}
+	return found, err
 }

@@ -20,7 +20,7 @@ import (
 func TestSeenByMany(t *testing.T) {
 	t.Parallel()
 	ns := testnet.T(t)
-	w := newWitness(t)
+	w := witness.New()
 	client, server := accept(t, ns, "127.0.0.1:0", func(a string) (net.Conn, error) { return ns.DialContext(t.Context(), "tcp", a) })
 	from, to := addrPort(client.LocalAddr()), addrPort(client.RemoteAddr())
 	b := &ecs.Binding{Netns: ns.Path()}
@@ -53,7 +53,7 @@ func TestSeenByMany(t *testing.T) {
 func TestKeptByBinding(t *testing.T) {
 	t.Parallel()
 	first, second := testnet.T(t), testnet.T(t)
-	w := newWitness(t)
+	w := witness.New()
 	client, _ := accept(t, second, "127.0.0.1:0", func(a string) (net.Conn, error) { return second.DialContext(t.Context(), "tcp", a) })
 	from, to := addrPort(client.LocalAddr()), addrPort(client.RemoteAddr())
 	path := filepath.Join(t.TempDir(), "net")
@@ -83,7 +83,7 @@ func TestANamespaceInPlaceOfTheTasks(t *testing.T) {
 		}
 		return st.Ino
 	}
-	w := newWitness(t)
+	w := witness.New()
 	client, _ := accept(t, second, "127.0.0.1:0", func(a string) (net.Conn, error) { return second.DialContext(t.Context(), "tcp", a) })
 	from, to := addrPort(client.LocalAddr()), addrPort(client.RemoteAddr())
 	if err := w.Seen(&ecs.Binding{Netns: second.Path(), NetnsID: id(first)}, from, to); !errors.Is(err, witness.ErrReplaced) {
@@ -119,7 +119,7 @@ func TestKeptForAMoment(t *testing.T) {
 	if err := errors.Join(in.LinkSetNsFd(end, int(fd.Fd())), fd.Close()); err != nil {
 		t.Fatal(err)
 	}
-	w := newWitness(t)
+	w := witness.New()
 	a := addrPort(&net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 1})
 	if err := w.Seen(&ecs.Binding{Netns: task.Path()}, a, a); !errors.Is(err, witness.ErrNoSocket) {
 		t.Errorf("got %v; want ErrNoSocket", err)

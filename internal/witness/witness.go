@@ -7,13 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"runtime"
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"taskmeta/internal/ecs"
+	"taskmeta/internal/netns"
 	"taskmeta/internal/sockdiag"
 )
 
@@ -39,8 +37,6 @@ const (
 // for tasks that make one connection after the other. It may be used by many goroutines at
 // once.
 type Witness struct {
-	home int
-
 	mu       sync.Mutex
 	sockets  map[*ecs.Binding][]keptSocket // that nobody uses at present
 	sweeping bool
@@ -51,17 +47,8 @@ type keptSocket struct {
 	used time.Time
 }
 
-// New remembers the network namespace of the calling thread as the one to come back to.
-func New() (*Witness, error) {
-	home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("opening the thread's network namespace: %w", err)
-	}
-	return &Witness{home: home, sockets: make(map[*ecs.Binding][]keptSocket)}, nil
-}
-
-// Close lets go of the thread's namespace.
-func (w *Witness) Close() error { return unix.Close(w.home) }
+// New makes a witness.
+func New() *Witness { return &Witness{sockets: make(map[*ecs.Binding][]keptSocket)} }
 
 // Seen looks for the client's end of an established connection in the network namespace
 // of a binding: nil if it is there, [ErrNoSocket] or [ErrReplaced] if it is not, another
@@ -72,13 +59,12 @@ func (w *Witness) Seen(b *ecs.Binding, client, server netip.AddrPort) error {
 	conn, ok := w.take(b)
 	if !ok {
 		var err error
-		if conn, err = w.open(b); err != nil {
+		if conn, err = open(b); err != nil {
 			return fmt.Errorf("asking network namespace %s: %w", b.Netns, err)
 		}
 	}
 	seen, err := conn.Connected(client, server)
 	if err != nil {
-		// What is still to be read from it would be taken for the next answer.
 		return fmt.Errorf("asking network namespace %s: %w", b.Netns, errors.Join(err, conn.Close()))
 	}
 	if err := w.put(b, conn); err != nil {
@@ -90,32 +76,17 @@ func (w *Witness) Seen(b *ecs.Binding, client, server netip.AddrPort) error {
 	return nil
 }
 
-// open opens a socket in a binding's namespace. A thread that cannot be brought back stays
-// locked to its goroutine and ends with it.
-func (w *Witness) open(b *ecs.Binding) (conn sockdiag.Conn, err error) {
-	fd, err := unix.Open(b.Netns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+// open opens a socket in a binding's namespace.
+func open(b *ecs.Binding) (sockdiag.Conn, error) {
+	ns, err := netns.Open(b.Netns)
 	if err != nil {
-		return conn, err
+		return sockdiag.Conn{}, err
 	}
-	defer unix.Close(fd)
-	var ns unix.Stat_t
-	if err := unix.Fstat(fd, &ns); err != nil {
-		return conn, err
+	defer ns.Close()
+	if b.NetnsID != 0 && b.NetnsID != ns.ID().Ino {
+		return sockdiag.Conn{}, ErrReplaced
 	}
-	if b.NetnsID != 0 && b.NetnsID != ns.Ino {
-		return conn, ErrReplaced
-	}
-	runtime.LockOSThread()
-	if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
-		runtime.UnlockOSThread()
-		return conn, fmt.Errorf("entering it: %w", err)
-	}
-	conn, err = sockdiag.Open()
-	if back := unix.Setns(w.home, unix.CLONE_NEWNET); back != nil {
-		return conn, errors.Join(err, fmt.Errorf("coming back from it: %w", back))
-	}
-	runtime.UnlockOSThread()
-	return conn, err
+	return sockdiag.Open(ns)
 }
 
 func (w *Witness) take(b *ecs.Binding) (sockdiag.Conn, bool) {

@@ -18,20 +18,6 @@ import (
 	"taskmeta/internal/witness"
 )
 
-func newWitness(t testing.TB) *witness.Witness {
-	t.Helper()
-	w, err := witness.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := w.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return w
-}
-
 func addrPort(a net.Addr) netip.AddrPort {
 	p := a.(*net.TCPAddr).AddrPort()
 	return netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
@@ -82,7 +68,7 @@ func dialMapped(ns *testnet.Namespace) func(string) (net.Conn, error) {
 func TestSeen(t *testing.T) {
 	t.Parallel()
 	ns := testnet.T(t)
-	w, b := newWitness(t), &ecs.Binding{Netns: ns.Path()}
+	w, b := witness.New(), &ecs.Binding{Netns: ns.Path()}
 	dial := func(d net.Dialer, network string) func(string) (net.Conn, error) {
 		return func(address string) (c net.Conn, err error) {
 			err = ns.Do(func() error {
@@ -141,7 +127,7 @@ func TestSeen(t *testing.T) {
 func TestSocketsThatAreNoConnection(t *testing.T) {
 	t.Parallel()
 	ns := testnet.T(t)
-	w, b := newWitness(t), &ecs.Binding{Netns: ns.Path()}
+	w, b := witness.New(), &ecs.Binding{Netns: ns.Path()}
 	server := netip.MustParseAddrPort("127.0.0.2:80")
 	l, err := ns.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
@@ -201,7 +187,7 @@ func TestSocketsThatAreNoConnection(t *testing.T) {
 func TestANamespaceThatCannotBeAsked(t *testing.T) {
 	t.Parallel()
 	testnet.Need(t)
-	w := newWitness(t)
+	w := witness.New()
 	a := netip.MustParseAddrPort("127.0.0.1:1")
 	file := filepath.Join(t.TempDir(), "net")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
@@ -218,7 +204,7 @@ func TestANamespaceThatCannotBeAsked(t *testing.T) {
 func TestSeenLeavesNoThreadElsewhere(t *testing.T) {
 	t.Parallel()
 	ns := testnet.T(t)
-	w := newWitness(t)
+	w := witness.New()
 	home, err := os.Readlink("/proc/thread-self/ns/net")
 	if err != nil {
 		t.Fatal(err)
@@ -246,7 +232,7 @@ func TestSeenLeavesNoThreadElsewhere(t *testing.T) {
 
 func BenchmarkSeen(b *testing.B) {
 	ns := testnet.T(b)
-	w := newWitness(b)
+	w := witness.New()
 	client, _ := accept(b, ns, "127.0.0.1:0", func(a string) (net.Conn, error) {
 		return ns.DialContext(context.Background(), "tcp", a)
 	})
@@ -260,7 +246,7 @@ func BenchmarkSeen(b *testing.B) {
 
 func BenchmarkSeenAgain(b *testing.B) {
 	ns := testnet.T(b)
-	w := newWitness(b)
+	w := witness.New()
 	client, _ := accept(b, ns, "127.0.0.1:0", func(a string) (net.Conn, error) {
 		return ns.DialContext(context.Background(), "tcp", a)
 	})

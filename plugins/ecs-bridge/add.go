@@ -65,13 +65,13 @@ func add(ctx context.Context, r *cniedge.Request) (result *current.Result, err e
 	}
 	want := conf.wants(r.IfName, p.grant)
 	port := conf.port(p, want)
-	if err := port.Install(); err != nil {
+	if err := port.Install(host.Conn); err != nil {
 		return nil, err
 	}
 	if err := task.SetUp(want); err != nil {
 		return nil, fmt.Errorf("setting up %s in the task's namespace: %w", r.IfName, err)
 	}
-	if err := port.Attach(); err != nil {
+	if err := port.Attach(host.Conn); err != nil {
 		return nil, err
 	}
 	if err := host.SetUp(p.veth, p.bridge); err != nil {

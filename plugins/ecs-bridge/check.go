@@ -77,7 +77,7 @@ func checkLinks(r *cniedge.Request, conf *config, prev *current.Result) error {
 	if err := task.Check(want); err != nil {
 		return err
 	}
-	return conf.port(pair{g, bridge, v}, want).Check()
+	return conf.port(pair{g, bridge, v}, want).Check(host.Conn)
 }
 
 // given is the part of a result that belongs to the interface of that index: its

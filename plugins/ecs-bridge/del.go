@@ -28,7 +28,7 @@ func del(ctx context.Context, r *cniedge.Request) error {
 		return err
 	}
 	rest := func() error {
-		if err := guard.Remove(place.bridge, link.HostName(r.Attachment), ok && guarded(v)); err != nil {
+		if err := guard.Remove(host.Conn, place.bridge, link.HostName(r.Attachment), ok && guarded(v)); err != nil {
 			return err
 		}
 		return place.release(ctx, r, "DEL")
@@ -44,7 +44,7 @@ func guarded(v link.Veth) bool { return guard.Mode(v.Guard) != guard.Off }
 
 // detach removes a veth pair and its guard.
 func detach(host *link.Host, bridge string, v link.Veth) error {
-	return host.DelVeth(v, func() error { return guard.Remove(bridge, v.Name, guarded(v)) })
+	return host.DelVeth(v, func() error { return guard.Remove(host.Conn, bridge, v.Name, guarded(v)) })
 }
 
 // release passes a verb that gives addresses back on to the IPAM plugin, if there is one.
@@ -100,5 +100,5 @@ func removeStale(bridge string, stale func(link.Veth) bool) error {
 		slog.Info("removing", "container", v.Attachment.Container, "ifname", v.Attachment.IfName, "veth", v.Name)
 		errs = append(errs, detach(host, bridge, v))
 	}
-	return errors.Join(append(errs, guard.Sweep(bridge))...)
+	return errors.Join(append(errs, guard.Sweep(host.Conn, bridge))...)
 }

@@ -176,7 +176,7 @@ func (h *host) bare(ctx context.Context, file string) error {
 		if err := l.EnsureAddr(bridge, link.Endpoint); err != nil {
 			return err
 		}
-		_, _, err = guard.Host{Bridge: "ecs-bridge", Mode: guard.Mode(h.guard)}.Ensure()
+		_, _, err = guard.Host{Bridge: "ecs-bridge", Mode: guard.Mode(h.guard)}.Ensure(l.Conn)
 		return err
 	})
 	if err != nil {
