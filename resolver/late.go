@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"net"
 	"net/netip"
@@ -8,12 +9,16 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"taskmeta/internal/netns"
+	"taskmeta/internal/sockdiag"
 )
 
 // A lateListener begins to listen in Accept, as soon as no client has its port. The kernel
 // gives clients ports of the same range (ip_local_port_range), and holds one for a minute
 // after its connection has ended (TIME_WAIT).
 type lateListener struct {
+	ns     *netns.NS
 	at     netip.AddrPort
 	closed chan struct{}
 
@@ -21,10 +26,10 @@ type lateListener struct {
 	opened net.Listener
 }
 
-// listenOrWait listens at an address, now or as soon as the clients that have its port are
-// gone. That a server has it is an error.
-func listenOrWait(at netip.AddrPort) (net.Listener, error) {
-	l := &lateListener{at: at, closed: make(chan struct{})}
+// listenOrWait listens at an address of a network namespace, now or as soon as the clients
+// that have its port are gone. That a server has it is an error.
+func listenOrWait(ns *netns.NS, at netip.AddrPort) (net.Listener, error) {
+	l := &lateListener{ns: ns, at: at, closed: make(chan struct{})}
 	switch opened, err := l.open(); {
 	case err != nil:
 		return nil, err
@@ -46,18 +51,28 @@ func (l *lateListener) open() (net.Listener, error) {
 	if l.opened != nil {
 		return l.opened, nil
 	}
-	opened, err := net.Listen("tcp", l.at.String())
+	opened, err := l.ns.Listen(context.Background(), net.ListenConfig{}, "tcp", l.at.String())
 	switch {
 	case err == nil:
 		l.opened = opened
 	case errors.Is(err, syscall.EADDRINUSE):
-		servers, e := listeners()
+		servers, e := listeners(l.ns)
 		if e != nil || slices.ContainsFunc(servers, l.shares) {
 			return nil, errors.Join(err, e)
 		}
 		return nil, nil
 	}
 	return opened, err
+}
+
+// listeners are the addresses at which TCP sockets of a network namespace listen.
+func listeners(ns *netns.NS) ([]netip.AddrPort, error) {
+	c, err := sockdiag.Open(ns)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	return c.Listeners()
 }
 
 // shares reports whether a server at that address has the port at ours too.

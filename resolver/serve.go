@@ -148,7 +148,11 @@ func (s settings) open() (_ *parts, err error) {
 		InstanceTags:     s.instanceTags,
 		Logger:           r.log,
 	})
-	if r.sockets, err = openSockets(s.listen, s.admin, s.hasBridge()); err != nil {
+	ns, err := netns.Current()
+	if err != nil {
+		return nil, err
+	}
+	if r.sockets, err = openSockets(ns, ns, s.listen, s.admin, s.hasBridge()); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -160,10 +164,6 @@ func (s settings) open() (_ *parts, err error) {
 		r.log.Warn("a client's connection has the port of --admin: listening there as soon as it is free", "addr", s.admin)
 	}
 	if s.hasBridge() {
-		ns, err := netns.Current()
-		if err != nil {
-			return nil, err
-		}
 		r.keeper = endpoint.New(endpoint.Config{
 			Netns: ns, Bridge: s.bridge, Guard: mode, Sockets: r.sockets.api, Bindings: r.allBindings, CloseEnded: r.api.CloseEnded, Logger: r.log,
 		})

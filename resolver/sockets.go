@@ -14,6 +14,8 @@ import (
 
 	"github.com/coreos/go-systemd/v22/activation"
 	"golang.org/x/sys/unix"
+
+	"taskmeta/internal/netns"
 )
 
 // adminSocket is the name (FileDescriptorName=) under which systemd passes the admin
@@ -26,10 +28,10 @@ type sockets struct {
 	admin net.Listener
 }
 
-// openSockets opens what the flags name, or takes what systemd passed in their place. An
-// address for tasks need not stand on an interface yet if there will be a bridge to
-// carry it.
-func openSockets(listen []string, adminAt string, bridged bool) (_ *sockets, err error) {
+// openSockets opens what the flags name, each kind in its network namespace, or takes what
+// systemd passed in their place. An address for tasks need not stand on an interface yet if
+// there will be a bridge to carry it.
+func openSockets(tasks, operators *netns.NS, listen []string, adminAt string, bridged bool) (_ *sockets, err error) {
 	s := &sockets{}
 	defer func() {
 		if err != nil {
@@ -53,21 +55,21 @@ func openSockets(listen []string, adminAt string, bridged bool) (_ *sockets, err
 		listen = []string{defaultListen}
 	}
 	for _, at := range listen {
-		l, err := openAPI(at, bridged)
+		l, err := openAPI(tasks, at, bridged)
 		if err != nil {
 			return nil, fmt.Errorf("--listen %s: %w", at, err)
 		}
 		s.api = append(s.api, l)
 	}
 	if s.admin == nil {
-		if s.admin, err = openAdmin(adminAt); err != nil {
+		if s.admin, err = openAdmin(operators, adminAt); err != nil {
 			return nil, fmt.Errorf("--admin %s: %w", adminAt, err)
 		}
 	}
 	return s, nil
 }
 
-func openAPI(at string, bridged bool) (net.Listener, error) {
+func openAPI(ns *netns.NS, at string, bridged bool) (net.Listener, error) {
 	if number, ok := strings.CutPrefix(at, "fd:"); ok {
 		fd, err := strconv.ParseUint(number, 10, 31)
 		if err != nil {
@@ -89,11 +91,11 @@ func openAPI(at string, bridged bool) (net.Listener, error) {
 			return errors.Join(err, failed)
 		}
 	}
-	return config.Listen(context.Background(), "tcp", at)
+	return ns.Listen(context.Background(), config, "tcp", at)
 }
 
 // openAdmin listens for operators: on loopback, or on a unix socket that only root opens.
-func openAdmin(at string) (net.Listener, error) {
+func openAdmin(ns *netns.NS, at string) (net.Listener, error) {
 	if path, ok := strings.CutPrefix(at, "unix:"); ok {
 		// What an earlier run left would be in the way; one that still runs is not touched.
 		if c, err := net.Dial("unix", path); err == nil {
@@ -112,7 +114,7 @@ func openAdmin(at string) (net.Listener, error) {
 	if err != nil || !addr.Addr().IsLoopback() {
 		return nil, usageError{errors.New("expected a loopback address and a port, such as 127.0.0.1:51680, or unix:PATH")}
 	}
-	return listenOrWait(addr)
+	return listenOrWait(ns, addr)
 }
 
 func (s *sockets) close() {

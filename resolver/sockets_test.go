@@ -12,7 +12,58 @@ import (
 	"testing"
 
 	"taskmeta/internal/dev/testnet"
+	"taskmeta/internal/netns"
 )
+
+// current is the test's own network namespace.
+func current(t *testing.T) *netns.NS {
+	t.Helper()
+	ns, err := netns.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ns.Close() })
+	return ns
+}
+
+// Sockets listen in the namespaces that their opener names, wherever it is itself.
+func TestSocketsAreOpenedInTheNamedNamespaces(t *testing.T) {
+	t.Parallel()
+	caller, tasks, operators := testnet.T(t), testnet.T(t), testnet.T(t)
+	var in [2]*netns.NS
+	for i, host := range []*testnet.Namespace{tasks, operators} {
+		ns, err := netns.Open(host.Path())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ns.Close()
+		in[i] = ns
+	}
+	const api, page = "169.254.170.2:80", "127.0.0.1:51680"
+	err := caller.Do(func() error {
+		s, err := openSockets(in[0], in[1], []string{api}, page, true)
+		if err != nil {
+			return err
+		}
+		t.Cleanup(s.close)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for host, want := range map[*testnet.Namespace][]netip.AddrPort{
+		caller: nil, tasks: {netip.MustParseAddrPort(api)}, operators: {netip.MustParseAddrPort(page)},
+	} {
+		ns, err := netns.Open(host.Path())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ns.Close()
+		if got, err := listeners(ns); err != nil || !slices.Equal(got, want) {
+			t.Errorf("listening at %v, %v; want %v", got, err, want)
+		}
+	}
+}
 
 // The page's socket in the file system is root's alone, and what an earlier run left in
 // its place is no obstacle.
@@ -26,7 +77,7 @@ func TestAdminSocketIsRootsAlone(t *testing.T) {
 	if err := left.Close(); err != nil {
 		t.Fatal(err)
 	}
-	l, err := openAdmin("unix:" + path)
+	l, err := openAdmin(current(t), "unix:"+path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +94,7 @@ func TestAdminSocketIsRootsAlone(t *testing.T) {
 func TestAdminWaitsForAClientsPort(t *testing.T) {
 	t.Parallel()
 	at, client := portOfAClient(t, "127.77.0.1")
-	l, err := openAdmin(at)
+	l, err := openAdmin(current(t), at)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,7 +129,7 @@ func TestAdminWaitsForAClientsPort(t *testing.T) {
 func TestAdminStopsWaiting(t *testing.T) {
 	t.Parallel()
 	at, _ := portOfAClient(t, "127.77.0.2")
-	l, err := openAdmin(at)
+	l, err := openAdmin(current(t), at)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,7 +151,7 @@ func TestAdminStopsWaiting(t *testing.T) {
 func TestAdminDoesNotWaitForAServer(t *testing.T) {
 	t.Parallel()
 	at, client := portOfAClient(t, "127.77.0.3")
-	late, err := openAdmin(at)
+	late, err := openAdmin(current(t), at)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +167,7 @@ func TestAdminDoesNotWaitForAServer(t *testing.T) {
 	if _, err := late.Accept(); !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(err.Error(), at) {
 		t.Errorf("Accept says %v, want %v and the address %s", err, syscall.EADDRINUSE, at)
 	}
-	if _, err := openAdmin(at); !errors.Is(err, syscall.EADDRINUSE) {
+	if _, err := openAdmin(current(t), at); !errors.Is(err, syscall.EADDRINUSE) {
 		t.Errorf("openAdmin says %v, want %v", err, syscall.EADDRINUSE)
 	}
 }
@@ -139,10 +190,10 @@ func portOfAClient(t *testing.T, addr string) (at string, client *net.TCPConn) {
 	return c.LocalAddr().String(), c.(*net.TCPConn)
 }
 
-// What listens is found in the kernel's table of sockets, IPv6 too,
-// and what does not is not.
+// What listens is found in the kernel's table of sockets, IPv6 too, and what does not is not.
 func TestListeners(t *testing.T) {
 	t.Parallel()
+	ns := current(t)
 	for _, at := range []string{"127.0.0.1:0", "[::1]:0"} {
 		l, err := net.Listen("tcp", at)
 		if err != nil {
@@ -150,13 +201,13 @@ func TestListeners(t *testing.T) {
 		}
 		addr := l.Addr().(*net.TCPAddr).AddrPort()
 		addr = netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
-		if all, err := listeners(); err != nil || !slices.Contains(all, addr) {
+		if all, err := listeners(ns); err != nil || !slices.Contains(all, addr) {
 			t.Errorf("%s is not among %v (%v)", addr, all, err)
 		}
 		if err := l.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if all, err := listeners(); err != nil || slices.Contains(all, addr) {
+		if all, err := listeners(ns); err != nil || slices.Contains(all, addr) {
 			t.Errorf("%s is still among %v (%v)", addr, all, err)
 		}
 	}

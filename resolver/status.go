@@ -26,6 +26,7 @@ import (
 	"taskmeta/internal/endpoint"
 	"taskmeta/internal/guard"
 	"taskmeta/internal/link"
+	"taskmeta/internal/netns"
 )
 
 // A finding is what became of one check.
@@ -131,7 +132,7 @@ func runChecks(ctx context.Context, daemon *docker.Client, at *attach.Attacher, 
 		})
 	}
 	for _, l := range listen {
-		check("listener", func() (string, error) { return fmt.Sprintf("tasks are heard at %s", l), checkListener(l) })
+		check("listener", func() (string, error) { return fmt.Sprintf("tasks are heard at %s", l), checkListener(host.NS, l) })
 	}
 	says, err := askResolver(ctx, f.admin)
 	if err != nil {
@@ -168,8 +169,8 @@ func readBindings(path string) ([]*ecs.Binding, error) {
 }
 
 // checkListener looks for a socket that listens there.
-func checkListener(at netip.AddrPort) error {
-	all, err := listeners()
+func checkListener(ns *netns.NS, at netip.AddrPort) error {
+	all, err := listeners(ns)
 	if err != nil {
 		return err
 	}

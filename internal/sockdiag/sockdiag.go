@@ -28,6 +28,7 @@ const (
 // CLOSE_WAIT, LAST_ACK, CLOSING. And all.
 const (
 	agreed   = 1<<1 | 1<<4 | 1<<5 | 1<<8 | 1<<9 | 1<<11
+	listens  = 1 << 10 // LISTEN
 	anyState = 1<<13 - 1
 )
 
@@ -82,6 +83,22 @@ func (c Conn) Connected(local, remote netip.AddrPort) (bool, error) {
 	return false, nil
 }
 
+// Listeners are the addresses at which TCP sockets of the namespace listen.
+func (c Conn) Listeners() (all []netip.AddrPort, err error) {
+	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
+		ask := message(netip.AddrPort{}, netip.AddrPort{}, listens)
+		ask[0] = family
+		found, err := c.ask("listing sockets", unix.NLM_F_DUMP, ask)
+		if err != nil {
+			return nil, err
+		}
+		for _, s := range found {
+			all = append(all, s.local())
+		}
+	}
+	return all, nil
+}
+
 // Destroy ends every TCP connection that the namespace has with peer, in whatever state: its
 // user gets ECONNABORTED. It needs CAP_NET_ADMIN.
 func (c Conn) Destroy(peer netip.Addr) error {
@@ -134,8 +151,12 @@ func (s socket) id() []byte { return s[4 : 4+idSize] }
 func (s socket) is(local, remote netip.AddrPort) bool {
 	id := s.id()
 	return 1<<s[1]&agreed != 0 &&
-		s.addr(id[4:20]) == local.Addr() && binary.BigEndian.Uint16(id) == local.Port() &&
+		s.local() == local &&
 		s.addr(id[20:36]) == remote.Addr() && binary.BigEndian.Uint16(id[2:]) == remote.Port()
+}
+
+func (s socket) local() netip.AddrPort {
+	return netip.AddrPortFrom(s.addr(s.id()[4:20]), binary.BigEndian.Uint16(s.id()))
 }
 
 func (s socket) addr(b []byte) netip.Addr {
