@@ -16,34 +16,39 @@ import (
 	"taskmeta/internal/ecs"
 )
 
-// A file that can't be what was written is refused by writer and reader, and left alone.
-func TestDamagedFile(t *testing.T) {
-	t.Parallel()
+// truncate cuts a file off at n bytes.
+func truncate(n int64) func(testing.TB, string) {
+	return func(t testing.TB, path string) {
+		t.Helper()
+		if err := os.Truncate(path, n); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// overwrite writes into a file from an offset on.
+func overwrite(offset int64, with []byte) func(testing.TB, string) {
+	return func(t testing.TB, path string) {
+		t.Helper()
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if _, err := f.WriteAt(with, offset); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// damages are ways to damage a file.
+func damages() map[string]func(testing.TB, string) {
 	size := int64(os.Getpagesize())
-	truncate := func(n int64) func(testing.TB, string) {
-		return func(t testing.TB, path string) {
-			if err := os.Truncate(path, n); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	overwrite := func(offset int64, with []byte) func(testing.TB, string) {
-		return func(t testing.TB, path string) {
-			f, err := os.OpenFile(path, os.O_WRONLY, 0)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer f.Close()
-			if _, err := f.WriteAt(with, offset); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
 	random := make([]byte, size)
 	for i := range random {
 		random[i] = byte(rand.Uint32())
 	}
-	tests := map[string]func(testing.TB, string){
+	return map[string]func(testing.TB, string){
 		"empty":                           truncate(0),
 		"cut within the first page":       truncate(50),
 		"cut after the first page":        truncate(size),
@@ -62,7 +67,12 @@ func TestDamagedFile(t *testing.T) {
 		},
 		"a text file": overwrite(0, []byte(strings.Repeat("not a database\n", 1000))),
 	}
-	for name, damage := range tests {
+}
+
+// Writer and reader refuse a file that can't be what was written, and leave it alone.
+func TestDamagedFile(t *testing.T) {
+	t.Parallel()
+	for name, damage := range damages() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			path := filepath.Join(t.TempDir(), "bindings.db")

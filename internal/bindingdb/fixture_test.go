@@ -12,6 +12,7 @@ import (
 	"go.etcd.io/bbolt"
 
 	"taskmeta/internal/bootclock"
+	"taskmeta/internal/dev/testnet"
 	"taskmeta/internal/ecs"
 )
 
@@ -24,29 +25,10 @@ func newPath(t testing.TB) string {
 	path := filepath.Join(t.TempDir(), "state", "bindings.db")
 	t.Cleanup(func() {
 		if _, err := os.Stat(path); err == nil && !t.Failed() {
-			checkPages(t, path)
+			testnet.CheckPages(t, path)
 		}
 	})
 	return path
-}
-
-// checkPages fails the test unless bbolt finds its file whole.
-func checkPages(t testing.TB, path string) {
-	t.Helper()
-	db, err := bbolt.Open(path, 0, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
-	if err != nil {
-		t.Fatalf("opening %s for a check: %v", path, err)
-	}
-	defer db.Close()
-	if err := db.View(func(tx *bbolt.Tx) error {
-		var all []error
-		for err := range tx.Check() {
-			all = append(all, err)
-		}
-		return errors.Join(all...)
-	}); err != nil {
-		t.Errorf("%s: %v", path, err)
-	}
 }
 
 // with opens the store for one operation, as a plugin does.

@@ -2,6 +2,7 @@ package bindingdb
 
 import (
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"testing"
@@ -37,76 +38,86 @@ func TestBindingsOfAnEarlierBootAreDropped(t *testing.T) {
 	}
 }
 
-// Commits do not wait for the disk, so that any of the pages that they wrote may have
-// reached it when power fails, and parts of some. The file opens all the same: what is lost
-// are bindings of an earlier boot.
+// Commits do not wait for the disk, so when power fails, any of the pages that they wrote may
+// have reached it, and parts of some. The file opens all the same: what is lost are bindings
+// of an earlier boot.
 func TestLossOfPower(t *testing.T) {
 	t.Parallel()
-	const next = "22222222-2222-2222-2222-222222222222"
-	want := Want{Pool: mustPool(t, "169.254.172.0/22")}
-	size := os.Getpagesize()
 	for round := range testnet.Soak(40, 1000) {
 		path := newPath(t)
 		fillPool(t, path, 50)
-		lock, err := os.ReadFile(lockPath(path))
-		if err != nil {
-			t.Fatal(err)
-		}
-		read := func() []byte {
-			contents, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return contents
-		}
-		before := read()
-		if err := with(t, path, func(s *Store) (err error) {
+		loseWrites(t, path, func(s *Store) (err error) {
+			want := Want{Pool: mustPool(t, "169.254.172.0/22")}
 			for i := range 1 + rand.IntN(60) {
 				_, acquireErr := s.Acquire(ecs.Binding{Attachment: attachment(1000 + i)}, want)
 				err = errors.Join(err, acquireErr, s.Release(attachment(i), ""))
 			}
 			return err
-		}); err != nil {
-			t.Fatal(err)
-		}
-		after := read()
-		disk := make([]byte, len(after)) // of a file that has grown the rest is zeroes
-		copy(disk, before)
-		for from := 0; from < len(after); from += size {
-			switch rand.IntN(3) {
-			case 0:
-				copy(disk[from:from+size], after[from:])
-			case 1:
-				copy(disk[from:from+rand.IntN(size)], after[from:])
-			}
-		}
-		if rand.IntN(4) == 0 { // the new length may be lost as well
-			disk = disk[:len(before)]
-		}
-		if err := errors.Join(os.WriteFile(path, disk, 0o600), os.WriteFile(lockPath(path), lock, 0o600)); err != nil {
-			t.Fatal(err)
-		}
-		r, err := NewReader(path, Options{BootID: next})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if s, err := r.Snapshot(); err != nil || len(s.All()) != 0 {
-			t.Fatalf("round %d: a reader before the first writer: %v", round, err)
-		}
-		var b ecs.Binding
-		s, err := Open(t.Context(), path, Options{BootID: next})
-		if err == nil {
-			b, err = s.Acquire(ecs.Binding{Attachment: attachment(7)}, want)
-			err = errors.Join(err, s.Close())
-		}
-		if err != nil {
+		})
+		if err := serveNextBoot(t, path); err != nil {
 			t.Fatalf("round %d: %v", round, err)
 		}
-		checkPages(t, path)
-		if got := mustBinding(t, r, b.Addrs[0].Addr()); got.BootID != next {
-			t.Fatalf("round %d: boot %q", round, got.BootID)
+	}
+}
+
+// loseWrites leaves the file as a loss of power may leave it that comes after do, with some
+// of the pages that do has written. The lock file is as before.
+func loseWrites(t *testing.T, path string, do func(*Store) error) {
+	t.Helper()
+	read := func(path string) []byte {
+		contents, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return contents
+	}
+	lock, before := read(lockPath(path)), read(path)
+	if err := with(t, path, do); err != nil {
+		t.Fatal(err)
+	}
+	after, size := read(path), os.Getpagesize()
+	disk := make([]byte, len(after)) // of a file that has grown the rest is zeroes
+	copy(disk, before)
+	for from := 0; from < len(after); from += size {
+		switch rand.IntN(3) {
+		case 0:
+			copy(disk[from:from+size], after[from:])
+		case 1:
+			copy(disk[from:from+rand.IntN(size)], after[from:])
 		}
 	}
+	if rand.IntN(4) == 0 { // the new length may be lost as well
+		disk = disk[:len(before)]
+	}
+	if err := errors.Join(os.WriteFile(path, disk, 0o600), os.WriteFile(lockPath(path), lock, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// serveNextBoot reads and writes the file after the boot in which it was written.
+func serveNextBoot(t *testing.T, path string) error {
+	t.Helper()
+	const next = "22222222-2222-2222-2222-222222222222"
+	r, err := NewReader(path, Options{BootID: next})
+	if err != nil {
+		return err
+	}
+	if s, err := r.Snapshot(); err != nil || len(s.All()) != 0 {
+		return fmt.Errorf("a reader before the first writer: %v", err)
+	}
+	s, err := Open(t.Context(), path, Options{BootID: next})
+	if err != nil {
+		return err
+	}
+	b, err := s.Acquire(ecs.Binding{Attachment: attachment(7)}, Want{Pool: mustPool(t, "169.254.172.0/22")})
+	if err := errors.Join(err, s.Close()); err != nil {
+		return err
+	}
+	testnet.CheckPages(t, path)
+	if got := mustBinding(t, r, b.Addrs[0].Addr()); got.BootID != next {
+		return fmt.Errorf("boot %q", got.BootID)
+	}
+	return nil
 }
 
 // A damaged file that is not the one which the mark tells of may be anybody's, and of now.
