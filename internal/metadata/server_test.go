@@ -76,71 +76,89 @@ func TestPaths(t *testing.T) {
 		target string
 		want   string // a body, or the code of an error
 	}{
-		"the task":                      {"/v2/metadata", whole},
-		"the task, slash":               {"/v2/metadata/", whole},
-		"a query is not looked at":      {"/v2/metadata?id=1/../x", whole},
-		"a full ID":                     {"/v2/metadata/" + initID, container(2)},
-		"a full ID, slash":              {"/v2/metadata/" + initID + "/", container(2)},
-		"a name":                        {"/v2/metadata/app", container(1)},
-		"a name that clients escape":    {"/v2/metadata/%7Einternal~ecs%7epause", container(0)},
-		"a name with a slash in it":     {"/v2/metadata/a%20b%2Fc", container(6)},
-		"a prefix of 12":                {"/v2/metadata/bbbbbbbbbbbb", container(5)},
-		"an ID before a name":           {"/v2/metadata/aaaaaaaaaaaa1", container(3)},
-		"stats of a container":          {"/v2/stats/app", `{"read" : "<now>"}`},
-		"stats of a container, slash":   {"/v2/stats/" + appID + "/", `{"read" : "<now>"}`},
-		"stats of one that runs not":    {"/v2/stats/init", "null"},
-		"a prefix of 11":                {"/v2/metadata/bbbbbbbbbbb", "ContainerNotFound"},
-		"a prefix of two":               {"/v2/metadata/aaaaaaaaaaaa", "ContainerNotFound"},
-		"a name of two":                 {"/v2/metadata/twin", "ContainerNotFound"},
-		"another's container":           {"/v2/metadata/" + otherID, "ContainerNotFound"},
-		"another's container by name":   {"/v2/metadata/other", "ContainerNotFound"},
-		"another's stats":               {"/v2/stats/" + otherID, "ContainerNotFound"},
-		"nobody's container":            {"/v2/metadata/" + strings.Repeat("e", 64), "ContainerNotFound"},
-		"dots for an ID":                {"/v2/metadata/..", "ContainerNotFound"},
-		"escaped dots for an ID":        {"/v2/metadata/%2e%2e", "ContainerNotFound"},
-		"a null byte for an ID":         {"/v2/metadata/%00", "ContainerNotFound"},
-		"tags of a container":           {"/v2/metadataWithTags/" + appID, "NotFound"},
-		"the root":                      {"/", "NotFound"},
-		"the version alone":             {"/v2", "NotFound"},
-		"the version alone, slash":      {"/v2/", "NotFound"},
-		"another version":               {"/v3/metadata", "NotFound"},
-		"credentials":                   {"/v2/credentials/1", "NotFound"},
-		"other case":                    {"/v2/Metadata", "NotFound"},
-		"a longer word":                 {"/v2/metadatas", "NotFound"},
-		"a doubled slash":               {"/v2//metadata", "NotFound"},
-		"a doubled slash at the start":  {"//v2/metadata", "NotFound"},
-		"a doubled slash at the end":    {"/v2/metadata//", "NotFound"},
-		"an empty ID":                   {"/v2/metadata//" + appID, "NotFound"},
-		"something behind the ID":       {"/v2/metadata/app/task", "NotFound"},
-		"dots in the path":              {"/v2/stats/../metadata", "NotFound"},
-		"escaped dots in the path":      {"/v2/stats/%2e%2e/metadata", "NotFound"},
-		"an escaped slash":              {"/v2%2Fmetadata", "NotFound"},
-		"an escaped letter":             {"/v2/%6detadata", "NotFound"},
-		"a null byte in the path":       {"/v2/metadata%00", "NotFound"},
-		"an absolute URL":               {"http://169.254.170.2/v2/metadata", "NotFound"},
-		"an absolute URL of a stranger": {"http://example.com/v2/metadata", "NotFound"},
+		"the task":                    {"/v2/metadata", whole},
+		"the task, slash":             {"/v2/metadata/", whole},
+		"a query is not looked at":    {"/v2/metadata?id=1/../x", whole},
+		"a full ID":                   {"/v2/metadata/" + initID, container(2)},
+		"a full ID, slash":            {"/v2/metadata/" + initID + "/", container(2)},
+		"a name":                      {"/v2/metadata/app", container(1)},
+		"a name that clients escape":  {"/v2/metadata/%7Einternal~ecs%7epause", container(0)},
+		"a name with a slash in it":   {"/v2/metadata/a%20b%2Fc", container(6)},
+		"a prefix of 12":              {"/v2/metadata/bbbbbbbbbbbb", container(5)},
+		"an ID before a name":         {"/v2/metadata/aaaaaaaaaaaa1", container(3)},
+		"stats of a container":        {"/v2/stats/app", `{"read" : "<now>"}`},
+		"stats of a container, slash": {"/v2/stats/" + appID + "/", `{"read" : "<now>"}`},
+		"stats of one that runs not":  {"/v2/stats/init", "null"},
+		"a prefix of 11":              {"/v2/metadata/bbbbbbbbbbb", "ContainerNotFound"},
+		"a prefix of two":             {"/v2/metadata/aaaaaaaaaaaa", "ContainerNotFound"},
+		"a name of two":               {"/v2/metadata/twin", "ContainerNotFound"},
+		"another's container":         {"/v2/metadata/" + otherID, "ContainerNotFound"},
+		"another's container by name": {"/v2/metadata/other", "ContainerNotFound"},
+		"another's stats":             {"/v2/stats/" + otherID, "ContainerNotFound"},
+		"nobody's container":          {"/v2/metadata/" + strings.Repeat("e", 64), "ContainerNotFound"},
+		"dots for an ID":              {"/v2/metadata/..", "ContainerNotFound"},
+		"escaped dots for an ID":      {"/v2/metadata/%2e%2e", "ContainerNotFound"},
+		"a null byte for an ID":       {"/v2/metadata/%00", "ContainerNotFound"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := ask(s, http.MethodGet, test.target)
-			switch test.want {
-			case "NotFound", "ContainerNotFound":
-				if got := code(t, w); w.Code != http.StatusNotFound || got != test.want {
-					t.Errorf("%d %s, want 404 %s", w.Code, got, test.want)
-				}
-			default:
-				if w.Code != http.StatusOK || w.Body.String() != test.want {
-					t.Errorf("%d %s, want %s", w.Code, w.Body, test.want)
-				}
-			}
-			if got := w.Header().Get("Content-Type"); got != "application/json" {
-				t.Errorf("Content-Type %q", got)
-			}
-			if w.Header().Get("Location") != "" {
-				t.Error("a redirect")
-			}
+			checkPath(t, s, test.target, test.want)
 		})
+	}
+}
+
+func TestPathsOfNothing(t *testing.T) {
+	t.Parallel()
+	s := New(newWorld().config())
+	for name, target := range map[string]string{
+		"tags of a container":           "/v2/metadataWithTags/" + appID,
+		"the root":                      "/",
+		"the version alone":             "/v2",
+		"the version alone, slash":      "/v2/",
+		"another version":               "/v3/metadata",
+		"credentials":                   "/v2/credentials/1",
+		"other case":                    "/v2/Metadata",
+		"a longer word":                 "/v2/metadatas",
+		"a doubled slash":               "/v2//metadata",
+		"a doubled slash at the start":  "//v2/metadata",
+		"a doubled slash at the end":    "/v2/metadata//",
+		"an empty ID":                   "/v2/metadata//" + appID,
+		"something behind the ID":       "/v2/metadata/app/task",
+		"dots in the path":              "/v2/stats/../metadata",
+		"escaped dots in the path":      "/v2/stats/%2e%2e/metadata",
+		"an escaped slash":              "/v2%2Fmetadata",
+		"an escaped letter":             "/v2/%6detadata",
+		"a null byte in the path":       "/v2/metadata%00",
+		"an absolute URL":               "http://169.254.170.2/v2/metadata",
+		"an absolute URL of a stranger": "http://example.com/v2/metadata",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			checkPath(t, s, target, "NotFound")
+		})
+	}
+}
+
+// checkPath asks for a target, which has to give that body, or that code of an error.
+func checkPath(t *testing.T, s *Server, target, want string) {
+	t.Helper()
+	w := ask(s, http.MethodGet, target)
+	switch want {
+	case "NotFound", "ContainerNotFound":
+		if got := code(t, w); w.Code != http.StatusNotFound || got != want {
+			t.Errorf("%d %s, want 404 %s", w.Code, got, want)
+		}
+	default:
+		if w.Code != http.StatusOK || w.Body.String() != want {
+			t.Errorf("%d %s, want %s", w.Code, w.Body, want)
+		}
+	}
+	if got := w.Header().Get("Content-Type"); got != "application/json" {
+		t.Errorf("Content-Type %q", got)
+	}
+	if w.Header().Get("Location") != "" {
+		t.Error("a redirect")
 	}
 }
 

@@ -48,86 +48,91 @@ func exchange(t *testing.T, addr, request string) (statuses []int) {
 	}
 }
 
+// usual is a request without the blank line at its end, and line one that begins otherwise.
+const usual = "GET /v2/metadata HTTP/1.1\r\nHost: 169.254.170.2\r\n"
+
+func line(request string) string { return request + "\r\nHost: 169.254.170.2\r\n\r\n" }
+
+// shapes are requests that only a raw connection can send, with the statuses of the answers.
+var shapes = map[string]struct {
+	request string
+	want    []int
+}{
+	"plain":                                 {get, []int{200}},
+	"HTTP/1.0 without Host":                 {"GET /v2/metadata HTTP/1.0\r\n\r\n", []int{200}},
+	"HTTP/1.1 without Host":                 {"GET /v2/metadata HTTP/1.1\r\n\r\n", []int{400}},
+	"HTTP/1.1 with an empty Host":           {"GET /v2/metadata HTTP/1.1\r\nHost:\r\n\r\n", []int{200}},
+	"two Hosts":                             {usual + "Host: evil.example\r\n\r\n", []int{400}},
+	"a stranger's Host":                     {"GET /v2/metadata HTTP/1.1\r\nHost: evil.example\r\n\r\n" + get, []int{403}},
+	"pipelined":                             {get + get + get, []int{200, 200, 200}},
+	"pipelined behind a refusal":            {usual + "Forwarded: for=1\r\n\r\n" + get, []int{403}},
+	"pipelined behind a wrong path":         {line("GET /x HTTP/1.1") + get, []int{404, 200}},
+	"a request hidden in a body":            {usual + fmt.Sprintf("Content-Length: %d\r\n\r\n", len(get)) + get, []int{200}},
+	"a request behind a body":               {usual + "Content-Length: 1\r\n\r\nx" + get, []int{200}},
+	"Content-Length and chunked":            {usual + "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + get, []int{200}},
+	"chunked, then Content-Length":          {usual + "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n" + get, []int{200}},
+	"two Content-Lengths":                   {usual + "Content-Length: 0\r\nContent-Length: 5\r\n\r\n" + get, []int{400}},
+	"a signed Content-Length":               {usual + "Content-Length: +5\r\n\r\nhello", []int{400}},
+	"a negative Content-Length":             {usual + "Content-Length: -1\r\n\r\n" + get, []int{400}},
+	"an unknown coding":                     {usual + "Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", []int{501}},
+	"chunked twice":                         {usual + "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", []int{501}},
+	"a coding behind a tab":                 {usual + "Transfer-Encoding:\tchunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n" + get, []int{200}},
+	"a coding with a vertical tab":          {usual + "Transfer-Encoding: \vchunked\r\n\r\n0\r\n\r\n" + get, []int{400}},
+	"chunked and identity":                  {usual + "Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n" + get, []int{501}},
+	"a coding in HTTP/1.0":                  {"GET /v2/metadata HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + get, []int{200}},
+	"a list of Content-Lengths":             {usual + "Content-Length: 5, 5\r\n\r\nhello" + get, []int{400}},
+	"a Content-Length in hexadecimal":       {usual + "Content-Length: 0x5\r\n\r\nhello" + get, []int{400}},
+	"a Content-Length beyond all numbers":   {usual + "Content-Length: 99999999999999999999\r\n\r\n" + get, []int{400}},
+	"a chunk of a bad size":                 {usual + "Transfer-Encoding: chunked\r\n\r\nzz\r\n" + get, []int{200}},
+	"a chunk with an extension":             {usual + "Transfer-Encoding: chunked\r\n\r\n0;a=\"\r\n\r\n" + get, []int{200}},
+	"a carriage return alone":               {usual + "X: a\rForwarded: for=1\r\n\r\n" + get, []int{400}},
+	"a forwarded one without a value":       {usual + "X-Forwarded-For:\r\n\r\n" + get, []int{403}},
+	"a space before the colon":              {usual + "X-Forwarded-For : 1\r\n\r\n", []int{400}},
+	"a folded header":                       {usual + "X-Long: a\r\n X-Forwarded-For: 1\r\n\r\n", []int{200}},
+	"a header folded at the start":          {"GET /v2/metadata HTTP/1.1\r\n Host: 169.254.170.2\r\n\r\n", []int{400}},
+	"lines that end in LF alone":            {strings.ReplaceAll(get, "\r", ""), []int{200}},
+	"a forwarded one in odd case, LF alone": {"GET /v2/metadata HTTP/1.1\nHost: 169.254.170.2\nx-fOrWaRdEd-fOr: 1\n\n", []int{403}},
+	"a header without a colon":              {usual + "X-Forwarded-For\r\n\r\n", []int{400}},
+	"a null byte in a header":               {usual + "X: a\x00b\r\n\r\n", []int{400}},
+	"a null byte in the path":               {line("GET /v2/metadata\x00 HTTP/1.1"), []int{400}},
+	"an escaped null byte":                  {line("GET /v2/metadata%00 HTTP/1.1"), []int{404}},
+	"a bad escape":                          {line("GET /v2/metadata/%zz HTTP/1.1"), []int{400}},
+	"escaped dots":                          {line("GET /v2/stats/%2e%2e/metadata HTTP/1.1"), []int{404}},
+	"dots":                                  {line("GET /v2/stats/../metadata HTTP/1.1"), []int{404}},
+	"an escaped slash":                      {line("GET /v2%2fmetadata HTTP/1.1"), []int{404}},
+	"a backslash":                           {line("GET /v2/stats\\..\\metadata HTTP/1.1"), []int{404}},
+	"overlong UTF-8":                        {line("GET /v2/stats/%c0%ae%c0%ae/metadata HTTP/1.1"), []int{404}},
+	"doubled slashes":                       {line("GET //v2//metadata HTTP/1.1"), []int{404}},
+	"a fragment":                            {line("GET /v2/metadata#x HTTP/1.1"), []int{404}},
+	"no slash":                              {line("GET v2/metadata HTTP/1.1"), []int{400}},
+	"the absolute form":                     {line("GET http://169.254.170.2/v2/metadata HTTP/1.1"), []int{404}},
+	"the absolute form, a stranger's name":  {line("GET http://evil.example/v2/metadata HTTP/1.1"), []int{403}},
+	"OPTIONS *":                             {line("OPTIONS * HTTP/1.1"), []int{405}},
+	"CONNECT":                               {line("CONNECT 169.254.170.2:80 HTTP/1.1"), []int{405}},
+	"TRACE":                                 {line("TRACE /v2/metadata HTTP/1.1"), []int{405}},
+	"a method in other case":                {line("get /v2/metadata HTTP/1.1"), []int{405}},
+	"an empty method":                       {line(" /v2/metadata HTTP/1.1"), []int{400}},
+	"two spaces":                            {line("GET  /v2/metadata HTTP/1.1"), []int{400}},
+	"HTTP/0.9":                              {"GET /v2/metadata\r\n", []int{400}},
+	"HTTP/3.0":                              {line("GET /v2/metadata HTTP/3.0"), []int{505}},
+	"HTTP/2 by its preface":                 {"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00", []int{405}},
+	"HTTP/2 by an upgrade":                  {usual + "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n", []int{200}},
+	"TLS":                                   {"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03\r\n\r\n", []int{400}},
+	"an expectation that nobody knows":      {usual + "Expect: miracles\r\n\r\n", []int{417}},
+	"a header of 63 KiB":                    {usual + "X: " + strings.Repeat("x", 63<<10) + "\r\n\r\n", []int{200}},
+	"a header of 65 KiB":                    {usual + "X: " + strings.Repeat("x", 65<<10) + "\r\n\r\n", []int{431}},
+	"a path of 65 KiB":                      {line("GET /" + strings.Repeat("x", 65<<10) + " HTTP/1.1"), []int{431}},
+	"20,000 headers":                        {usual + strings.Repeat("a:b\r\n", 20_000) + "\r\n", []int{431}},
+	"nothing":                               {"", nil},
+	"half a request":                        {"GET /v2/meta", []int{400}},
+}
+
 // TestShapesOfRequests sends what only a raw connection can. Wherever two readers could
 // differ on where a request ends, no second answer may follow.
 func TestShapesOfRequests(t *testing.T) {
 	t.Parallel()
 	addr := serve(t, New(newWorld().config()).HTTPServer())
-	start := "GET /v2/metadata HTTP/1.1\r\nHost: 169.254.170.2\r\n"
-	line := func(request string) string { return request + "\r\nHost: 169.254.170.2\r\n\r\n" }
-	tests := map[string]struct {
-		request string
-		want    []int
-	}{
-		"plain":                                 {get, []int{200}},
-		"HTTP/1.0 without Host":                 {"GET /v2/metadata HTTP/1.0\r\n\r\n", []int{200}},
-		"HTTP/1.1 without Host":                 {"GET /v2/metadata HTTP/1.1\r\n\r\n", []int{400}},
-		"HTTP/1.1 with an empty Host":           {"GET /v2/metadata HTTP/1.1\r\nHost:\r\n\r\n", []int{200}},
-		"two Hosts":                             {start + "Host: evil.example\r\n\r\n", []int{400}},
-		"a stranger's Host":                     {"GET /v2/metadata HTTP/1.1\r\nHost: evil.example\r\n\r\n" + get, []int{403}},
-		"pipelined":                             {get + get + get, []int{200, 200, 200}},
-		"pipelined behind a refusal":            {start + "Forwarded: for=1\r\n\r\n" + get, []int{403}},
-		"pipelined behind a wrong path":         {line("GET /x HTTP/1.1") + get, []int{404, 200}},
-		"a request hidden in a body":            {start + fmt.Sprintf("Content-Length: %d\r\n\r\n", len(get)) + get, []int{200}},
-		"a request behind a body":               {start + "Content-Length: 1\r\n\r\nx" + get, []int{200}},
-		"Content-Length and chunked":            {start + "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + get, []int{200}},
-		"chunked, then Content-Length":          {start + "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n" + get, []int{200}},
-		"two Content-Lengths":                   {start + "Content-Length: 0\r\nContent-Length: 5\r\n\r\n" + get, []int{400}},
-		"a signed Content-Length":               {start + "Content-Length: +5\r\n\r\nhello", []int{400}},
-		"a negative Content-Length":             {start + "Content-Length: -1\r\n\r\n" + get, []int{400}},
-		"an unknown coding":                     {start + "Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", []int{501}},
-		"chunked twice":                         {start + "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", []int{501}},
-		"a coding behind a tab":                 {start + "Transfer-Encoding:\tchunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n" + get, []int{200}},
-		"a coding with a vertical tab":          {start + "Transfer-Encoding: \vchunked\r\n\r\n0\r\n\r\n" + get, []int{400}},
-		"chunked and identity":                  {start + "Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n" + get, []int{501}},
-		"a coding in HTTP/1.0":                  {"GET /v2/metadata HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + get, []int{200}},
-		"a list of Content-Lengths":             {start + "Content-Length: 5, 5\r\n\r\nhello" + get, []int{400}},
-		"a Content-Length in hexadecimal":       {start + "Content-Length: 0x5\r\n\r\nhello" + get, []int{400}},
-		"a Content-Length beyond all numbers":   {start + "Content-Length: 99999999999999999999\r\n\r\n" + get, []int{400}},
-		"a chunk of a bad size":                 {start + "Transfer-Encoding: chunked\r\n\r\nzz\r\n" + get, []int{200}},
-		"a chunk with an extension":             {start + "Transfer-Encoding: chunked\r\n\r\n0;a=\"\r\n\r\n" + get, []int{200}},
-		"a carriage return alone":               {start + "X: a\rForwarded: for=1\r\n\r\n" + get, []int{400}},
-		"a forwarded one without a value":       {start + "X-Forwarded-For:\r\n\r\n" + get, []int{403}},
-		"a space before the colon":              {start + "X-Forwarded-For : 1\r\n\r\n", []int{400}},
-		"a folded header":                       {start + "X-Long: a\r\n X-Forwarded-For: 1\r\n\r\n", []int{200}},
-		"a header folded at the start":          {"GET /v2/metadata HTTP/1.1\r\n Host: 169.254.170.2\r\n\r\n", []int{400}},
-		"lines that end in LF alone":            {strings.ReplaceAll(get, "\r", ""), []int{200}},
-		"a forwarded one in odd case, LF alone": {"GET /v2/metadata HTTP/1.1\nHost: 169.254.170.2\nx-fOrWaRdEd-fOr: 1\n\n", []int{403}},
-		"a header without a colon":              {start + "X-Forwarded-For\r\n\r\n", []int{400}},
-		"a null byte in a header":               {start + "X: a\x00b\r\n\r\n", []int{400}},
-		"a null byte in the path":               {line("GET /v2/metadata\x00 HTTP/1.1"), []int{400}},
-		"an escaped null byte":                  {line("GET /v2/metadata%00 HTTP/1.1"), []int{404}},
-		"a bad escape":                          {line("GET /v2/metadata/%zz HTTP/1.1"), []int{400}},
-		"escaped dots":                          {line("GET /v2/stats/%2e%2e/metadata HTTP/1.1"), []int{404}},
-		"dots":                                  {line("GET /v2/stats/../metadata HTTP/1.1"), []int{404}},
-		"an escaped slash":                      {line("GET /v2%2fmetadata HTTP/1.1"), []int{404}},
-		"a backslash":                           {line("GET /v2/stats\\..\\metadata HTTP/1.1"), []int{404}},
-		"overlong UTF-8":                        {line("GET /v2/stats/%c0%ae%c0%ae/metadata HTTP/1.1"), []int{404}},
-		"doubled slashes":                       {line("GET //v2//metadata HTTP/1.1"), []int{404}},
-		"a fragment":                            {line("GET /v2/metadata#x HTTP/1.1"), []int{404}},
-		"no slash":                              {line("GET v2/metadata HTTP/1.1"), []int{400}},
-		"the absolute form":                     {line("GET http://169.254.170.2/v2/metadata HTTP/1.1"), []int{404}},
-		"the absolute form, a stranger's name":  {line("GET http://evil.example/v2/metadata HTTP/1.1"), []int{403}},
-		"OPTIONS *":                             {line("OPTIONS * HTTP/1.1"), []int{405}},
-		"CONNECT":                               {line("CONNECT 169.254.170.2:80 HTTP/1.1"), []int{405}},
-		"TRACE":                                 {line("TRACE /v2/metadata HTTP/1.1"), []int{405}},
-		"a method in other case":                {line("get /v2/metadata HTTP/1.1"), []int{405}},
-		"an empty method":                       {line(" /v2/metadata HTTP/1.1"), []int{400}},
-		"two spaces":                            {line("GET  /v2/metadata HTTP/1.1"), []int{400}},
-		"HTTP/0.9":                              {"GET /v2/metadata\r\n", []int{400}},
-		"HTTP/3.0":                              {line("GET /v2/metadata HTTP/3.0"), []int{505}},
-		"HTTP/2 by its preface":                 {"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00", []int{405}},
-		"HTTP/2 by an upgrade":                  {start + "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n", []int{200}},
-		"TLS":                                   {"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03\r\n\r\n", []int{400}},
-		"an expectation that nobody knows":      {start + "Expect: miracles\r\n\r\n", []int{417}},
-		"a header of 63 KiB":                    {start + "X: " + strings.Repeat("x", 63<<10) + "\r\n\r\n", []int{200}},
-		"a header of 65 KiB":                    {start + "X: " + strings.Repeat("x", 65<<10) + "\r\n\r\n", []int{431}},
-		"a path of 65 KiB":                      {line("GET /" + strings.Repeat("x", 65<<10) + " HTTP/1.1"), []int{431}},
-		"20,000 headers":                        {start + strings.Repeat("a:b\r\n", 20_000) + "\r\n", []int{431}},
-		"nothing":                               {"", nil},
-		"half a request":                        {"GET /v2/meta", []int{400}},
-	}
-	for name, test := range tests {
+	for name, test := range shapes {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			got := exchange(t, addr, test.request)
