@@ -99,19 +99,26 @@ func flush(t *testing.T, h *host) {
 	})
 }
 
+// A failure is an ADD that must fail.
+type failure struct {
+	spoil func(t *testing.T, h *host, task *testnet.Namespace)
+	netns string // else the task's
+	conf  string // else the usual
+	code  uint
+	want  string
+
+	container  string // else c1
+	unreadable bool   // the bindings file, as it must stay
+}
+
+// unroutable is a configuration with a route that the kernel refuses.
+func unroutable() string {
+	return strings.Replace(conf(), `"ecs-ipam"`, `"ecs-ipam", "ipv4-routes": [{"dst": "10.0.0.0/8", "gw": "10.9.9.9"}]`, 1)
+}
+
 func TestAddThatFailsLeavesNothing(t *testing.T) {
 	t.Parallel()
-	unroutable := strings.Replace(conf(), `"ecs-ipam"`, `"ecs-ipam", "ipv4-routes": [{"dst": "10.0.0.0/8", "gw": "10.9.9.9"}]`, 1)
-	tests := map[string]struct {
-		spoil func(t *testing.T, h *host, task *testnet.Namespace)
-		netns string // else the task's
-		conf  string // else the usual
-		code  uint
-		want  string
-
-		container  string // else c1
-		unreadable bool   // the bindings file, as it must stay
-	}{
+	for name, f := range map[string]failure{
 		"the interface name is taken": {
 			spoil: func(t *testing.T, _ *host, task *testnet.Namespace) {
 				task.Sh(t, "ip link add eth0 type veth peer name peer")
@@ -161,12 +168,23 @@ func TestAddThatFailsLeavesNothing(t *testing.T) {
 			code: types.ErrInternal, want: "adding address fd00:ec2::1/64",
 		},
 		"the kernel refuses a route": {
-			conf: unroutable, code: types.ErrInternal, want: "adding route 10.0.0.0/8 via 10.9.9.9",
+			conf: unroutable(), code: types.ErrInternal, want: "adding route 10.0.0.0/8 via 10.9.9.9",
 		},
 		"the kernel refuses a route, and the guard's table is gone by then": {
 			spoil: func(t *testing.T, h *host, _ *testnet.Namespace) { flush(t, h) },
-			conf:  unroutable, code: types.ErrInternal, want: "adding route 10.0.0.0/8 via 10.9.9.9",
+			conf:  unroutable(), code: types.ErrInternal, want: "adding route 10.0.0.0/8 via 10.9.9.9",
 		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f.leavesNothing(t)
+		})
+	}
+}
+
+func TestAddWhoseIPAMPluginFailsLeavesNothing(t *testing.T) {
+	t.Parallel()
+	for name, f := range map[string]failure{
 		"the IPAM plugin is missing": {
 			conf: strings.Replace(conf(), "ecs-ipam", "none", 1),
 			code: types.ErrInvalidNetworkConfig, want: `ipam.type is "none": expected the name of a program in CNI_PATH`,
@@ -201,40 +219,45 @@ func TestAddThatFailsLeavesNothing(t *testing.T) {
 			},
 			conf: otherIPAM(), code: types.ErrInternal, want: "reading a result of CNI 1.1.0",
 		},
-	}
-	for name, test := range tests {
+	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			h, task := newHost(t), testnet.T(t)
-			if test.spoil != nil {
-				test.spoil(t, h, task)
-			}
-			if test.netns == "" {
-				test.netns = task.Path()
-			}
-			if test.conf == "" {
-				test.conf = conf()
-			}
-			if test.container == "" {
-				test.container = "c1"
-			}
-			look := h.things
-			if test.unreadable {
-				look = h.network
-			}
-			file, _ := os.ReadFile(h.db) // nil if there is none
-			before, inTask := look(t), task.Sh(t, "ip addr; ip route; ip -6 route")
-			h.refused(t, "ADD", test.container, test.netns, test.conf, test.code, test.want)
-			if diff := cmp.Diff(before, look(t)); diff != "" {
-				t.Errorf("what is left (-before +after):\n%s", diff)
-			}
-			if after, err := os.ReadFile(h.db); test.unreadable && (err != nil || !bytes.Equal(after, file)) {
-				t.Errorf("the bindings file was changed (%v)", err)
-			}
-			if after := task.Sh(t, "ip addr; ip route; ip -6 route"); after != inTask {
-				t.Errorf("the task has\n%s\nand had\n%s", after, inTask)
-			}
+			f.leavesNothing(t)
 		})
+	}
+}
+
+// leavesNothing checks that the ADD fails so, and that host, task and file are as before.
+func (f failure) leavesNothing(t *testing.T) {
+	t.Helper()
+	h, task := newHost(t), testnet.T(t)
+	if f.spoil != nil {
+		f.spoil(t, h, task)
+	}
+	if f.netns == "" {
+		f.netns = task.Path()
+	}
+	if f.conf == "" {
+		f.conf = conf()
+	}
+	if f.container == "" {
+		f.container = "c1"
+	}
+	look := h.things
+	if f.unreadable {
+		look = h.network
+	}
+	file, _ := os.ReadFile(h.db) // nil if there is none
+	before, inTask := look(t), task.Sh(t, "ip addr; ip route; ip -6 route")
+	h.refused(t, "ADD", f.container, f.netns, f.conf, f.code, f.want)
+	if diff := cmp.Diff(before, look(t)); diff != "" {
+		t.Errorf("what is left (-before +after):\n%s", diff)
+	}
+	if after, err := os.ReadFile(h.db); f.unreadable && (err != nil || !bytes.Equal(after, file)) {
+		t.Errorf("the bindings file was changed (%v)", err)
+	}
+	if after := task.Sh(t, "ip addr; ip route; ip -6 route"); after != inTask {
+		t.Errorf("the task has\n%s\nand had\n%s", after, inTask)
 	}
 }
 

@@ -138,137 +138,159 @@ func (h *host) expected(t *testing.T, id, address string) containerReply {
 	return c
 }
 
+// A scene is a task that asks, and another beside it.
+type scene struct {
+	*host
+	web, other          *task
+	app, sidecar, batch string // containers: two of web, one of other
+	address             string // web's
+	want                taskReply
+}
+
 func TestATaskIsToldTheTruth(t *testing.T) {
 	h := newHost(t)
 	h.serve(t)
-	web := h.task(t, "web")
-	app := web.member(t, "app", "--memory", "64m", "--cpu-shares", "256",
+	s := &scene{host: h, web: h.task(t, "web"), other: h.task(t, "other")}
+	s.app = s.web.member(t, "app", "--memory", "64m", "--cpu-shares", "256",
 		"--volume", "/srv", "--volume", h.dir+":/data:ro", "--label", "taskmeta.tag.team=edge",
 		"--health-cmd", "echo fine", "--health-interval", "1s")
-	sidecar := web.member(t, "sidecar")
-	address := web.attach(t)
+	s.sidecar = s.web.member(t, "sidecar")
+	s.address = s.web.attach(t)
 
-	other := h.task(t, "other")
-	batch := other.member(t, "batch")
-	otherAddress := other.attach(t, "CNI_ARGS=TASK_ARN="+other.arn)
-	if otherAddress == address {
-		t.Fatalf("both tasks were given %s", address)
+	s.batch = s.other.member(t, "batch")
+	otherAddress := s.other.attach(t, "CNI_ARGS=TASK_ARN="+s.other.arn)
+	if otherAddress == s.address {
+		t.Fatalf("both tasks were given %s", s.address)
 	}
 	testnet.Await(t, "the health check", func() error {
-		status, err := h.docker.CLI("inspect", "--format", "{{.State.Health.Status}}", app)
+		status, err := h.docker.CLI("inspect", "--format", "{{.State.Health.Status}}", s.app)
 		if err == nil && status != "healthy" {
 			err = fmt.Errorf("it is %s", status)
 		}
 		return err
 	})
 	// One check is enough: later ones would move the time of the last.
-	if _, err := h.docker.CLI("pause", app); err != nil {
+	if _, err := h.docker.CLI("pause", s.app); err != nil {
 		t.Fatal(err)
 	}
 
-	want := taskReply{
-		Cluster: "default", TaskARN: web.arn, Family: "web", Revision: "7",
+	s.want = taskReply{
+		Cluster: "default", TaskARN: s.web.arn, Family: "web", Revision: "7",
 		DesiredStatus: "RUNNING", KnownStatus: "RUNNING",
 		Containers: []containerReply{
-			h.expected(t, web.pause, address), h.expected(t, app, address), h.expected(t, sidecar, address),
+			h.expected(t, s.web.pause, s.address), h.expected(t, s.app, s.address), h.expected(t, s.sidecar, s.address),
 		},
 	}
-	t.Run("the task with exactly its containers", func(t *testing.T) {
-		for _, path := range []string{"/v2/metadata", "/v2/metadata/"} {
-			testnet.Await(t, path+" to show the task", func() error {
-				var got taskReply
-				h.ask(t, sidecar, "GET", path).decode(t, &got)
-				if diff := cmp.Diff(want, got); diff != "" {
-					return fmt.Errorf("-want +got:\n%s", diff)
-				}
-				return nil
-			})
-		}
-	})
-	t.Run("each container by its ID, a prefix and its name", func(t *testing.T) {
-		for i, id := range []string{web.pause, app, sidecar} {
-			for _, path := range []string{id, id + "/", id[:12], want.Containers[i].Name} {
-				var got containerReply
-				h.ask(t, sidecar, "GET", "/v2/metadata/"+path).decode(t, &got)
-				if diff := cmp.Diff(want.Containers[i], got); diff != "" {
-					t.Errorf("%s: -want +got:\n%s", path, diff)
-				}
-			}
-		}
-	})
-	t.Run("its tags, where they are asked for", func(t *testing.T) {
-		var got taskReply
-		h.ask(t, sidecar, "GET", "/v2/metadataWithTags").decode(t, &got)
-		if diff := cmp.Diff(map[string]string{"team": "edge"}, got.TaskTags); diff != "" {
-			t.Errorf("-want +got:\n%s", diff)
-		}
-	})
-	t.Run("statistics of all and of one, as Docker gives them", func(t *testing.T) {
-		if _, err := h.docker.CLI("unpause", app); err != nil {
-			t.Fatal(err)
-		}
-		all := map[string]json.RawMessage{}
-		h.ask(t, sidecar, "GET", "/v2/stats").decode(t, &all)
-		if len(all) != 3 {
-			t.Errorf("statistics of %d containers; want 3", len(all))
-		}
-		for _, id := range []string{web.pause, app, sidecar} {
-			checkStats(t, id, all[id])
-			var one json.RawMessage
-			h.ask(t, sidecar, "GET", "/v2/stats/"+id+"/").decode(t, &one)
-			checkStats(t, id, one)
-		}
-	})
-	t.Run("a second task sees itself and nothing of the first", func(t *testing.T) {
-		var got taskReply
-		h.ask(t, batch, "GET", "/v2/metadata").decode(t, &got)
-		if got.TaskARN != other.arn || len(got.Containers) != 2 {
-			t.Errorf("the second task is told %+v", got)
-		}
-		for _, id := range []string{web.pause, app, "app", strings.Repeat("0", 64)} {
-			h.ask(t, batch, "GET", "/v2/metadata/"+id).fails(t, http.StatusNotFound, "ContainerNotFound")
-			h.ask(t, batch, "GET", "/v2/stats/"+id).fails(t, http.StatusNotFound, "ContainerNotFound")
-		}
-	})
-	t.Run("errors", func(t *testing.T) {
-		for _, path := range []string{"/", "/v2", "/v2/tasks", "/v2/metadata/" + app + "/more", "/v3", "//v2/metadata"} {
-			h.ask(t, sidecar, "GET", path).fails(t, http.StatusNotFound, "NotFound")
-		}
-		r := h.ask(t, sidecar, "POST", "/v2/metadata")
-		r.fails(t, http.StatusMethodNotAllowed, "MethodNotAllowed")
-		if allow := r.Header.Get("Allow"); allow != "GET, HEAD" {
-			t.Errorf("Allow: %q; want GET, HEAD", allow)
-		}
-		for _, header := range []string{"X-Forwarded-For: 169.254.172.9", "Forwarded: for=169.254.172.9"} {
-			h.ask(t, sidecar, "GET", "/v2/metadata", header).fails(t, http.StatusForbidden, "ForwardedRequest")
-		}
-		h.ask(t, sidecar, "GET", "/v2/metadata", "Host: evil.example").fails(t, http.StatusForbidden, "HostNotAllowed")
-		if r := h.ask(t, sidecar, "HEAD", "/v2/metadata"); r.StatusCode != http.StatusOK || r.body != "" {
-			t.Errorf("HEAD: %d with body %q; want 200 without", r.StatusCode, r.body)
-		}
-	})
-	t.Run("a container that comes late, and one that ends", func(t *testing.T) {
-		late := web.member(t, "late")
-		if _, err := h.docker.CLI("kill", sidecar); err != nil {
-			t.Fatal(err)
-		}
-		testnet.Await(t, "the answer to follow", func() error {
+	t.Run("the task with exactly its containers", s.showsTheTask)
+	t.Run("each container by its ID, a prefix and its name", s.showsEachContainer)
+	t.Run("its tags, where they are asked for", s.showsTags)
+	t.Run("statistics of all and of one, as Docker gives them", s.showsStatistics)
+	t.Run("a second task sees itself and nothing of the first", s.hidesOthers)
+	t.Run("errors", s.reportsErrors)
+	t.Run("a container that comes late, and one that ends", s.followsChanges)
+}
+
+func (s *scene) showsTheTask(t *testing.T) {
+	for _, path := range []string{"/v2/metadata", "/v2/metadata/"} {
+		testnet.Await(t, path+" to show the task", func() error {
 			var got taskReply
-			h.ask(t, app, "GET", "/v2/metadata").decode(t, &got)
-			if len(got.Containers) != 4 || got.Containers[3].DockerId != late {
-				return fmt.Errorf("the late container is not the fourth of %+v", got.Containers)
-			}
-			if diff := cmp.Diff(h.expected(t, sidecar, address), got.Containers[2]); diff != "" {
-				return fmt.Errorf("the ended one: -want +got:\n%s", diff)
+			s.ask(t, s.sidecar, "GET", path).decode(t, &got)
+			if diff := cmp.Diff(s.want, got); diff != "" {
+				return fmt.Errorf("-want +got:\n%s", diff)
 			}
 			return nil
 		})
-		all := map[string]json.RawMessage{}
-		h.ask(t, app, "GET", "/v2/stats").decode(t, &all)
-		if string(all[sidecar]) != "null" {
-			t.Errorf("the ended container's statistics are %s; want null", all[sidecar])
+	}
+}
+
+func (s *scene) showsEachContainer(t *testing.T) {
+	for i, id := range []string{s.web.pause, s.app, s.sidecar} {
+		for _, path := range []string{id, id + "/", id[:12], s.want.Containers[i].Name} {
+			var got containerReply
+			s.ask(t, s.sidecar, "GET", "/v2/metadata/"+path).decode(t, &got)
+			if diff := cmp.Diff(s.want.Containers[i], got); diff != "" {
+				t.Errorf("%s: -want +got:\n%s", path, diff)
+			}
 		}
+	}
+}
+
+func (s *scene) showsTags(t *testing.T) {
+	var got taskReply
+	s.ask(t, s.sidecar, "GET", "/v2/metadataWithTags").decode(t, &got)
+	if diff := cmp.Diff(map[string]string{"team": "edge"}, got.TaskTags); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+func (s *scene) showsStatistics(t *testing.T) {
+	if _, err := s.docker.CLI("unpause", s.app); err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]json.RawMessage{}
+	s.ask(t, s.sidecar, "GET", "/v2/stats").decode(t, &all)
+	if len(all) != 3 {
+		t.Errorf("statistics of %d containers; want 3", len(all))
+	}
+	for _, id := range []string{s.web.pause, s.app, s.sidecar} {
+		checkStats(t, id, all[id])
+		var one json.RawMessage
+		s.ask(t, s.sidecar, "GET", "/v2/stats/"+id+"/").decode(t, &one)
+		checkStats(t, id, one)
+	}
+}
+
+func (s *scene) hidesOthers(t *testing.T) {
+	var got taskReply
+	s.ask(t, s.batch, "GET", "/v2/metadata").decode(t, &got)
+	if got.TaskARN != s.other.arn || len(got.Containers) != 2 {
+		t.Errorf("the second task is told %+v", got)
+	}
+	for _, id := range []string{s.web.pause, s.app, "app", strings.Repeat("0", 64)} {
+		s.ask(t, s.batch, "GET", "/v2/metadata/"+id).fails(t, http.StatusNotFound, "ContainerNotFound")
+		s.ask(t, s.batch, "GET", "/v2/stats/"+id).fails(t, http.StatusNotFound, "ContainerNotFound")
+	}
+}
+
+func (s *scene) reportsErrors(t *testing.T) {
+	for _, path := range []string{"/", "/v2", "/v2/tasks", "/v2/metadata/" + s.app + "/more", "/v3", "//v2/metadata"} {
+		s.ask(t, s.sidecar, "GET", path).fails(t, http.StatusNotFound, "NotFound")
+	}
+	r := s.ask(t, s.sidecar, "POST", "/v2/metadata")
+	r.fails(t, http.StatusMethodNotAllowed, "MethodNotAllowed")
+	if allow := r.Header.Get("Allow"); allow != "GET, HEAD" {
+		t.Errorf("Allow: %q; want GET, HEAD", allow)
+	}
+	for _, header := range []string{"X-Forwarded-For: 169.254.172.9", "Forwarded: for=169.254.172.9"} {
+		s.ask(t, s.sidecar, "GET", "/v2/metadata", header).fails(t, http.StatusForbidden, "ForwardedRequest")
+	}
+	s.ask(t, s.sidecar, "GET", "/v2/metadata", "Host: evil.example").fails(t, http.StatusForbidden, "HostNotAllowed")
+	if r := s.ask(t, s.sidecar, "HEAD", "/v2/metadata"); r.StatusCode != http.StatusOK || r.body != "" {
+		t.Errorf("HEAD: %d with body %q; want 200 without", r.StatusCode, r.body)
+	}
+}
+
+func (s *scene) followsChanges(t *testing.T) {
+	late := s.web.member(t, "late")
+	if _, err := s.docker.CLI("kill", s.sidecar); err != nil {
+		t.Fatal(err)
+	}
+	testnet.Await(t, "the answer to follow", func() error {
+		var got taskReply
+		s.ask(t, s.app, "GET", "/v2/metadata").decode(t, &got)
+		if len(got.Containers) != 4 || got.Containers[3].DockerId != late {
+			return fmt.Errorf("the late container is not the fourth of %+v", got.Containers)
+		}
+		if diff := cmp.Diff(s.expected(t, s.sidecar, s.address), got.Containers[2]); diff != "" {
+			return fmt.Errorf("the ended one: -want +got:\n%s", diff)
+		}
+		return nil
 	})
+	all := map[string]json.RawMessage{}
+	s.ask(t, s.app, "GET", "/v2/stats").decode(t, &all)
+	if string(all[s.sidecar]) != "null" {
+		t.Errorf("the ended container's statistics are %s; want null", all[s.sidecar])
+	}
 }
 
 // checkStats checks one container's statistics: Docker's own object, a full sample, with

@@ -362,28 +362,10 @@ func (r *run) measureStats(ctx context.Context, w *tabwriter.Writer) error {
 	if err := d.ImportBusybox("bench", nil); err != nil {
 		return err
 	}
-	pauseID, err := d.CLI("run", "--detach", "--network", "none", "--label", "com.amazonaws.ecs.task-arn="+taskARN(0), "bench", "/bin/sleep", "infinity")
+	task, err := h.realTask(ctx, d)
 	if err != nil {
 		return err
 	}
-	for range each - 1 {
-		if _, err := d.CLI("run", "--detach", "--network", "container:"+pauseID, "bench", "/bin/sleep", "infinity"); err != nil {
-			return err
-		}
-	}
-	pid, err := d.CLI("inspect", "--format", "{{.State.Pid}}", pauseID)
-	if err != nil {
-		return err
-	}
-	netns := "/proc/" + pid + "/ns/net"
-	if err := h.add(ctx, pauseID, netns); err != nil {
-		return err
-	}
-	task, err := testnet.Open(netns)
-	if err != nil {
-		return err
-	}
-	r.later(task.Close)
 
 	var cold []time.Duration
 	for range max(1, r.rounds/6) {
@@ -422,4 +404,31 @@ func (r *run) measureStats(ctx context.Context, w *tabwriter.Writer) error {
 	fmt.Fprintf(w, "later ones\t%.2f\t%.2f\t\n", bench.MS(warm.P50), bench.MS(warm.P99))
 	fmt.Fprintf(w, "no stream is left after\t%.0f\t\t\n", bench.MS(time.Since(asked)))
 	return nil
+}
+
+// realTask attaches a task of a real daemon's containers.
+func (h *host) realTask(ctx context.Context, d *testnet.Daemon) (*testnet.Namespace, error) {
+	pauseID, err := d.CLI("run", "--detach", "--network", "none", "--label", "com.amazonaws.ecs.task-arn="+taskARN(0), "bench", "/bin/sleep", "infinity")
+	if err != nil {
+		return nil, err
+	}
+	for range each - 1 {
+		if _, err := d.CLI("run", "--detach", "--network", "container:"+pauseID, "bench", "/bin/sleep", "infinity"); err != nil {
+			return nil, err
+		}
+	}
+	pid, err := d.CLI("inspect", "--format", "{{.State.Pid}}", pauseID)
+	if err != nil {
+		return nil, err
+	}
+	netns := "/proc/" + pid + "/ns/net"
+	if err := h.add(ctx, pauseID, netns); err != nil {
+		return nil, err
+	}
+	task, err := testnet.Open(netns)
+	if err != nil {
+		return nil, err
+	}
+	h.run.later(task.Close)
+	return task, nil
 }
