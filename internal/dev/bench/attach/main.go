@@ -12,15 +12,13 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"text/tabwriter"
 	"time"
 
+	"taskmeta/internal/dev/bench"
 	"taskmeta/internal/dev/testnet"
 )
 
@@ -28,17 +26,11 @@ func main() {
 	rounds := flag.Int("rounds", 100, "containers that are started one after the other")
 	together := flag.Int("together", 8, "containers that are started at once, as often as makes that number")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, *rounds, *together)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "attach:", err)
-		os.Exit(1)
-	}
+	bench.Main("attach", func(ctx context.Context) error { return run(ctx, *rounds, *together) })
 }
 
-// A bench is a host with a daemon and a resolver.
-type bench struct {
+// A runner is a host with a daemon and a resolver.
+type runner struct {
 	dir      string
 	docker   *testnet.Daemon
 	resolver *testnet.Resolver
@@ -53,7 +45,7 @@ func run(ctx context.Context, rounds, together int) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	b := &bench{dir: dir, started: make(map[string]time.Time)}
+	b := &runner{dir: dir, started: make(map[string]time.Time)}
 	if err := testnet.Build(dir, "taskmeta/internal/dev/bench/attach/probe", "taskmeta/plugins/ecs-ipam", "taskmeta/plugins/ecs-bridge", "taskmeta/resolver"); err != nil {
 		return err
 	}
@@ -105,11 +97,11 @@ func run(ctx context.Context, rounds, together int) (err error) {
 	return t.Flush()
 }
 
-func (b *bench) db() string  { return filepath.Join(b.dir, "bindings.db") }
-func (b *bench) out() string { return filepath.Join(b.dir, "out") }
+func (b *runner) db() string  { return filepath.Join(b.dir, "bindings.db") }
+func (b *runner) out() string { return filepath.Join(b.dir, "out") }
 
 // followEvents notes when containers start, until the function returned is called.
-func (b *bench) followEvents(ctx context.Context) (stop func(), err error) {
+func (b *runner) followEvents(ctx context.Context) (stop func(), err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	cmd := exec.CommandContext(ctx, "docker", "--host", b.docker.Host, "events",
 		"--filter", "type=container", "--filter", "event=start", "--format", "{{.ID}} {{.TimeNano}}")
@@ -140,7 +132,7 @@ func (b *bench) followEvents(ctx context.Context) (stop func(), err error) {
 }
 
 // serve starts the resolver and waits until it is ready.
-func (b *bench) serve(ctx context.Context, host *testnet.Namespace) error {
+func (b *runner) serve(ctx context.Context, host *testnet.Namespace) error {
 	b.resolver = &testnet.Resolver{
 		Host: host, Program: filepath.Join(b.dir, "ecs-resolver"), LogFile: filepath.Join(b.dir, "resolver.log"),
 		Args: []string{"serve", "--auto-attach", "--rate", "0", "--db", b.db(), "--docker-host", b.docker.Host},
@@ -155,7 +147,7 @@ func (b *bench) serve(ctx context.Context, host *testnet.Namespace) error {
 type figures struct{ sinceEvent, sinceBegun, dockerRun []time.Duration }
 
 // measure starts n containers, width of them at once, and removes them before the next.
-func (b *bench) measure(ctx context.Context, n, width int) (m figures, err error) {
+func (b *runner) measure(ctx context.Context, n, width int) (m figures, err error) {
 	for range n / width {
 		if err := context.Cause(ctx); err != nil {
 			return m, err
@@ -196,7 +188,7 @@ func (b *bench) measure(ctx context.Context, n, width int) (m figures, err error
 }
 
 // times waits for what a container and the daemon have to tell.
-func (b *bench) times(ctx context.Context, id string) (event, begun, answered time.Time, err error) {
+func (b *runner) times(ctx context.Context, id string) (event, begun, answered time.Time, err error) {
 	file := filepath.Join(b.out(), id[:12])
 	err = testnet.Until(ctx, "the container to be answered", func() error {
 		b.mu.Lock()
@@ -224,7 +216,7 @@ func (b *bench) times(ctx context.Context, id string) (event, begun, answered ti
 
 // idle waits until the addresses of removed containers are free, so that the end of one
 // is not in the figures of the next.
-func (b *bench) idle(ctx context.Context) error {
+func (b *runner) idle(ctx context.Context) error {
 	return testnet.Until(ctx, "the addresses to be free", func() error {
 		out, err := exec.CommandContext(ctx, filepath.Join(b.dir, "ecs-resolver"), "bindings", "--json",
 			"--db", b.db(), "--docker-host", b.docker.Host).Output()
@@ -236,9 +228,9 @@ func (b *bench) idle(ctx context.Context) error {
 }
 
 func line(w io.Writer, name string, all []time.Duration) {
-	slices.Sort(all)
-	at := func(percent int) string {
-		return fmt.Sprintf("%.1f", float64(all[(len(all)*percent+99)/100-1])/float64(time.Millisecond))
+	fmt.Fprintf(w, "%s\t%d\t", name, len(all))
+	for _, q := range []float64{0.5, 0.9, 0.99, 1} {
+		fmt.Fprintf(w, "%.1f\t", bench.MS(bench.Quantile(all, q)))
 	}
-	fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%s\t\n", name, len(all), at(50), at(90), at(99), at(100))
+	fmt.Fprintln(w)
 }

@@ -11,12 +11,10 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -29,13 +27,7 @@ func main() {
 	dir := flag.String("dir", os.TempDir(), "where the state is kept")
 	ports := flag.Int("ports", 200, "ports that the bridge has at the last level, at most 1000, which takes long")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, *dir, *rounds, *ports)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "plugins:", err)
-		os.Exit(1)
-	}
+	bench.Main("plugins", func(ctx context.Context) error { return run(ctx, *dir, *rounds, *ports) })
 }
 
 // programs are what is measured, by import path.

@@ -146,13 +146,13 @@ func (h *host) start(args []string, sockets ...*os.File) error {
 	return h.serve(&testnet.Resolver{
 		Host: h.ns, Program: filepath.Join(h.run.bin(), "ecs-resolver"), Files: sockets,
 		Args: append([]string{"--db", h.db(), "--docker-host", "unix://" + h.socket(), "--guard", h.guard, "--log-level", "error"}, args...),
-	}, (*testnet.Resolver).Stop)
+	})
 }
 
-// serve starts what serves the tasks of the host, and has it ended at the end of the run.
-func (h *host) serve(service *testnet.Resolver, end func(*testnet.Resolver) error) error {
+// serve starts what serves the tasks of the host.
+func (h *host) serve(service *testnet.Resolver) error {
 	h.service = service
-	h.run.later(func() error { return end(service) })
+	h.run.later(service.Stop)
 	return service.Start()
 }
 
@@ -182,7 +182,7 @@ func (h *host) bare(ctx context.Context, file string) error {
 	if err != nil {
 		return err
 	}
-	return h.serve(&testnet.Resolver{Host: h.ns, Program: h.run.self, Args: []string{"bare", endpoint, file}}, (*testnet.Resolver).Kill)
+	return h.serve(&testnet.Resolver{Host: h.ns, Program: h.run.self, Args: []string{"bare", endpoint, file}})
 }
 
 const (

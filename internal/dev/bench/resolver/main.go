@@ -13,8 +13,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
-	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -23,18 +21,15 @@ import (
 )
 
 func main() {
-	if err := start(os.Args[1:]); err != nil {
-		fmt.Fprintln(os.Stderr, "resolver:", err)
-		os.Exit(1)
-	}
+	bench.Main("resolver", func(ctx context.Context) error { return start(ctx, os.Args[1:]) })
 }
 
 // start is the program, which starts itself anew as the bare handler and as the load.
-func start(args []string) error {
+func start(ctx context.Context, args []string) error {
 	if len(args) > 0 {
 		switch args[0] {
 		case "bare":
-			return bare(args[1], args[2])
+			return bare(ctx, args[1], args[2])
 		case "load":
 			return askAll(args[1:])
 		}
@@ -48,8 +43,6 @@ func start(args []string) error {
 	if err := f.Parse(args); err != nil {
 		return err
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	return r.all(ctx, *dir, *only)
 }
 
