@@ -18,17 +18,13 @@ const settled = time.Minute
 
 // Collect frees the bindings of all networks whose network namespace is gone, and returns
 // them.
-func (a *Attacher) Collect(ctx context.Context) ([]*ecs.Binding, error) {
+func (a *Attacher) Collect(ctx context.Context) (freed []*ecs.Binding, err error) {
 	free, err := a.lock(ctx, exclusive)
 	if err != nil {
 		return nil, err
 	}
 	defer free()
-	return a.collect(ctx, func(b *ecs.Binding) bool { return b.Network != "" }) // what AWS's plugin recorded names no namespace
-}
-
-func (a *Attacher) collect(ctx context.Context, of func(*ecs.Binding) bool) (freed []*ecs.Binding, err error) {
-	gone, err := a.gone(of)
+	gone, err := a.gone(func(b *ecs.Binding) bool { return b.Network != "" }) // what AWS's plugin recorded names no namespace
 	for _, b := range gone {
 		e := a.del(ctx, b.Attachment, "")
 		if e == nil {

@@ -24,7 +24,7 @@ func (a *Attacher) Run(ctx context.Context, index *docker.Index) error {
 	r := &reconciler{
 		attacher: a, recheck: index.Recheck,
 		slots: make(chan struct{}, atOnce), listed: make(chan struct{}, 1),
-		jobs: make(map[string]*job), warned: make(map[string]bool),
+		told: make(map[string]*docker.Container), warned: make(map[string]bool),
 	}
 	defer r.workers.Wait()
 	stop := index.Watch(docker.Watcher{
@@ -44,7 +44,7 @@ func (a *Attacher) Run(ctx context.Context, index *docker.Index) error {
 		case <-retry:
 		}
 		retry = nil
-		if err := r.sweep(ctx); err != nil && ctx.Err() == nil {
+		if err := r.sweep(); err != nil && ctx.Err() == nil {
 			a.Logger.Error("a container is not as it should be; trying again", "after", retryAfter, "err", err)
 			retry = time.After(retryAfter)
 		}
@@ -53,11 +53,11 @@ func (a *Attacher) Run(ctx context.Context, index *docker.Index) error {
 
 // A reconciler attaches and detaches containers, one thing to each at a time.
 //
-// A container is idle, or it has a job and one goroutine that works on it: it waits for a
-// slot, does what was told last, and begins again if something was told meanwhile. After a
+// A container is idle, or it stands in told and has one goroutine: that waits for a slot,
+// does what was told last, and begins again if something was told meanwhile. After a
 // failure it pauses; then it does what was told meanwhile, or else has the container
 // inspected anew, because what was told may be out of date: a process ID may be another's
-// by now. When nothing is left the job is removed.
+// by now.
 type reconciler struct {
 	attacher *Attacher
 	recheck  func(id string) // has the container inspected, and changed told of it
@@ -65,15 +65,9 @@ type reconciler struct {
 	listed   chan struct{} // holds a token if a sweep is to come
 	workers  sync.WaitGroup
 
-	mu     sync.Mutex      // for what follows
-	jobs   map[string]*job // by container ID
-	warned map[string]bool // containers whose host network has been logged
-}
-
-// A job is what was told of a container since its goroutine began what it does now.
-type job struct {
-	told     *docker.Container
-	leftover bool // a sweep found its binding without its network namespace
+	mu     sync.Mutex                   // for what follows
+	told   map[string]*docker.Container // by ID; nil if nothing was told since the work began
+	warned map[string]bool              // containers whose host network has been logged
 }
 
 // changed is told of what runs and of what has ended. It does not wait.
@@ -81,30 +75,24 @@ func (r *reconciler) changed(ctx context.Context, c docker.Container) {
 	if c.Pid != 0 && (c.Labels[ecs.LabelTaskARN] == "" || c.Joins != "") {
 		return
 	}
-	r.enqueue(ctx, c.ID, func(j *job) { j.told = &c })
-}
-
-func (r *reconciler) enqueue(ctx context.Context, id string, tell func(*job)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	j := r.jobs[id]
-	if j == nil {
-		j = &job{}
-		r.jobs[id] = j
-		r.workers.Go(func() { r.work(ctx, id, j) })
+	_, busy := r.told[c.ID]
+	r.told[c.ID] = &c
+	if !busy {
+		r.workers.Go(func() { r.work(ctx, c.ID) })
 	}
-	tell(j)
 }
 
-// work does a job until nothing is left to do.
-func (r *reconciler) work(ctx context.Context, id string, j *job) {
+// work reconciles a container until nothing is left to do.
+func (r *reconciler) work(ctx context.Context, id string) {
 	for {
 		r.slots <- struct{}{}
 		r.mu.Lock()
-		now := *j
-		*j = job{}
+		c := *r.told[id]
+		r.told[id] = nil
 		r.mu.Unlock()
-		err := r.reconcile(ctx, id, now)
+		err := r.reconcile(ctx, c)
 		<-r.slots
 		if err != nil && ctx.Err() == nil {
 			r.attacher.Logger.Error("a container is not as it should be; trying again", "container", id, "after", retryAfter, "err", err)
@@ -114,12 +102,9 @@ func (r *reconciler) work(ctx context.Context, id string, j *job) {
 			}
 		}
 		r.mu.Lock()
-		if err != nil && now.told == nil {
-			j.leftover = true
-		}
-		done := *j == job{} || ctx.Err() != nil
+		done := r.told[id] == nil || ctx.Err() != nil
 		if done {
-			delete(r.jobs, id)
+			delete(r.told, id)
 		}
 		r.mu.Unlock()
 		if done {
@@ -132,26 +117,26 @@ func (r *reconciler) work(ctx context.Context, id string, j *job) {
 }
 
 // reconcile attaches or detaches a container, as it should be now.
-func (r *reconciler) reconcile(ctx context.Context, id string, now job) error {
-	a := r.attacher
-	if now.told != nil && now.told.Pid != 0 && now.told.HostNetwork {
-		if r.warn(id) {
-			a.Logger.Warn("a container with a task's label uses the host's network and cannot have an address of its own; start it with another --network", "container", id, "name", now.told.Name)
+func (r *reconciler) reconcile(ctx context.Context, c docker.Container) error {
+	if c.Pid != 0 && c.HostNetwork {
+		r.mu.Lock()
+		warned := r.warned[c.ID]
+		r.warned[c.ID] = true
+		r.mu.Unlock()
+		if !warned {
+			r.attacher.Logger.Warn("a container with a task's label uses the host's network and cannot have an address of its own; start it with another --network", "container", c.ID, "name", c.Name)
 		}
 		return nil
 	}
-	free, err := a.lock(ctx, shared)
+	free, err := r.attacher.lock(ctx, shared)
 	if err != nil {
 		return err
 	}
 	defer free()
-	switch {
-	case now.told == nil:
-		return r.collect(ctx, id)
-	case now.told.Pid == 0:
-		return r.detach(ctx, id)
+	if c.Pid == 0 {
+		return r.detach(ctx, c.ID)
 	}
-	return r.attach(ctx, *now.told)
+	return r.attach(ctx, c)
 }
 
 func (r *reconciler) attach(ctx context.Context, c docker.Container) error {
@@ -169,7 +154,9 @@ func (r *reconciler) attach(ctx context.Context, c docker.Container) error {
 
 func (r *reconciler) detach(ctx context.Context, id string) error {
 	start := time.Now()
-	r.forget(id)
+	r.mu.Lock()
+	delete(r.warned, id)
+	r.mu.Unlock()
 	bound, err := r.attacher.remove(ctx, id)
 	if bound != nil && err == nil {
 		r.attacher.Logger.Info("detached", "container", id, "addr", bound.Addrs, "took", time.Since(start))
@@ -177,21 +164,12 @@ func (r *reconciler) detach(ctx context.Context, id string) error {
 	return err
 }
 
-// collect frees what a container that is gone had. It looks once more: the container may
-// have been attached anew since the sweep.
-func (r *reconciler) collect(ctx context.Context, id string) error {
-	freed, err := r.attacher.collect(ctx, func(b *ecs.Binding) bool { return r.ours(b) && b.Container == id })
-	for _, b := range freed {
-		r.attacher.Logger.Info("detached a container that is gone", "container", b.Container, "addr", b.Addrs)
-	}
-	return err
-}
-
-// sweep finds the bindings whose network namespace is gone, and has them freed.
-func (r *reconciler) sweep(ctx context.Context) error {
-	gone, err := r.attacher.gone(r.ours)
+// sweep has the containers inspected whose network namespace is gone, though they are
+// attached: so each is detached, or attached anew, after what is being done to it.
+func (r *reconciler) sweep() error {
+	gone, err := r.attacher.gone(func(b *ecs.Binding) bool { return b.Network == r.attacher.network.Name })
 	for _, b := range gone {
-		r.enqueue(ctx, b.Container, func(j *job) { j.leftover = true })
+		r.recheck(b.Container)
 	}
 	return err
 }
@@ -201,21 +179,4 @@ func (r *reconciler) requestSweep() {
 	case r.listed <- struct{}{}:
 	default: // one is to come
 	}
-}
-
-func (r *reconciler) ours(b *ecs.Binding) bool { return b.Network == r.attacher.network.Name }
-
-// warn reports whether a container's host network is news.
-func (r *reconciler) warn(id string) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	old := r.warned[id]
-	r.warned[id] = true
-	return !old
-}
-
-func (r *reconciler) forget(id string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.warned, id)
 }

@@ -2,6 +2,7 @@ package docker
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 )
@@ -105,29 +106,21 @@ func (b *backlog) retry() (failed int, example error) {
 	return len(b.failed), example
 }
 
-// takeUrgent waits for a container to inspect at once. It returns false when ctx has ended.
-func (b *backlog) takeUrgent(ctx context.Context) (string, *inspection, bool) {
-	return b.take(ctx, b.urgent, b.queues[:awaited])
-}
-
-// takeOther waits for one of the other containers to inspect.
-func (b *backlog) takeOther(ctx context.Context) (string, *inspection, bool) {
-	return b.take(ctx, b.others, b.queues[awaited:])
-}
-
-func (b *backlog) take(ctx context.Context, added *sync.Cond, queues [][]string) (string, *inspection, bool) {
-	stop := context.AfterFunc(ctx, func() {
-		added.L.Lock()
-		defer added.L.Unlock()
-		added.Broadcast()
-	})
-	defer stop()
+// take waits for a container to inspect, an urgent one or another. It returns false when
+// ctx has ended and the backlog was woken.
+func (b *backlog) take(ctx context.Context, isUrgent bool) (string, *inspection, bool) {
+	added, queues := b.others, b.queues[awaited:]
+	if isUrgent {
+		added, queues = b.urgent, b.queues[:awaited]
+	}
 	for ctx.Err() == nil {
-		id, ok := next(queues)
-		if !ok {
+		i := slices.IndexFunc(queues, func(q []string) bool { return len(q) > 0 })
+		if i < 0 {
 			added.Wait()
 			continue
 		}
+		id := queues[i][0]
+		queues[i] = queues[i][1:]
 		if ins := b.inspections[id]; ins != nil && !ins.busy {
 			ins.busy = true
 			return id, ins, true
@@ -136,15 +129,12 @@ func (b *backlog) take(ctx context.Context, added *sync.Cond, queues [][]string)
 	return "", nil, false
 }
 
-// next takes the first ID out of the first queue that is not empty.
-func next(queues [][]string) (id string, ok bool) {
-	for i, q := range queues {
-		if len(q) > 0 {
-			queues[i] = q[1:]
-			return q[0], true
-		}
-	}
-	return "", false
+// wake has all who wait in take look whether their context has ended.
+func (b *backlog) wake() {
+	b.urgent.L.Lock()
+	defer b.urgent.L.Unlock()
+	b.urgent.Broadcast()
+	b.others.Broadcast()
 }
 
 // finish ends an inspection that was taken, or queues it once more if it was asked for

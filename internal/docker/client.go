@@ -52,17 +52,13 @@ type Container struct {
 // [ecs.ErrDockerUnavailable].
 func (c *Client) Container(ctx context.Context, name string) (Container, error) {
 	info, err := c.inspect(ctx, name)
-	switch {
-	case errors.Is(err, ErrNoContainer):
+	if err != nil && !errors.Is(err, ErrNoContainer) {
+		err = c.unavailable(err)
+	}
+	if err != nil {
 		return Container{}, err
-	case err != nil:
-		return Container{}, c.unavailable(err)
 	}
-	id := name
-	if info.ContainerJSONBase != nil {
-		id = info.ID
-	}
-	e, err := inspected(id, info)
+	e, err := inspected("", info)
 	if err != nil {
 		return Container{}, err
 	}

@@ -40,9 +40,10 @@ func newEntry(id string, labels map[string]string, mode container.NetworkMode) *
 	return &entry{id: id, arn: labels[ecs.LabelTaskARN], joins: mode.ConnectedContainer(), host: mode.IsHost()}
 }
 
-// inspected is what the index keeps of the inspection of a container.
+// inspected is what the index keeps of the inspection of a container, which is to have
+// that ID, or any if it is "".
 func inspected(id string, info *container.InspectResponse) (*entry, error) {
-	if info.ContainerJSONBase == nil || info.ID != id || info.State == nil || info.Config == nil || info.HostConfig == nil {
+	if info.ContainerJSONBase == nil || id != "" && info.ID != id || info.State == nil || info.Config == nil || info.HostConfig == nil {
 		return nil, fmt.Errorf("inspecting container %s: the answer is not about it, or not whole", id)
 	}
 	labels := internLabels(info.Config.Labels)

@@ -32,12 +32,10 @@ func (x *Index) follow(ctx context.Context) error {
 		}
 	}()
 	g, ctx := errgroup.WithContext(ctx)
+	defer context.AfterFunc(ctx, x.backlog.wake)()
 	g.Go(func() error { return x.followEvents(ctx, messages, errs) })
-	for range urgentInspectors {
-		g.Go(func() error { return x.work(ctx, x.backlog.takeUrgent) })
-	}
-	for range otherInspectors {
-		g.Go(func() error { return x.work(ctx, x.backlog.takeOther) })
+	for n := range urgentInspectors + otherInspectors {
+		g.Go(func() error { return x.work(ctx, n < urgentInspectors) })
 	}
 	g.Go(func() error { return x.probe(ctx) })
 	g.Go(func() error { return x.compare(ctx) })
@@ -147,7 +145,7 @@ func (x *Index) ping(ctx context.Context) error {
 // compare compares the index with the daemon's list, at once and then at intervals: the
 // first time all containers are inspected, and later those that the list shows changed.
 func (x *Index) compare(ctx context.Context) error {
-	if err := x.resync(ctx, always); err != nil {
+	if err := x.resync(ctx, true); err != nil {
 		return err
 	}
 	x.connected()
@@ -157,16 +155,11 @@ func (x *Index) compare(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		if err := x.resync(ctx, differs); err != nil {
+		if err := x.resync(ctx, false); err != nil {
 			return err
 		}
 	}
 }
-
-// A staleness decides whether a listed container has to be inspected.
-type staleness func(*entry, *container.Summary) bool
-
-func always(*entry, *container.Summary) bool { return true }
 
 // differs reports whether the list shows the container otherwise than e has it.
 func differs(e *entry, s *container.Summary) bool {
@@ -174,15 +167,15 @@ func differs(e *entry, s *container.Summary) bool {
 	return c == nil || c.Known != status(s.State) || !slices.Contains(s.Names, "/"+c.DockerName)
 }
 
-// resync lists all containers, and has those inspected that are new or gone, or that stale
-// says so of.
-func (x *Index) resync(ctx context.Context, stale staleness) error {
+// resync lists all containers, and has those inspected that are gone or that the list shows
+// changed, or all of them.
+func (x *Index) resync(ctx context.Context, all bool) error {
 	seen := make(map[string]struct{})
 	err := x.daemon.listAll(ctx, x.times.call, func(page []container.Summary) {
 		for i := range page {
 			seen[page[i].ID] = struct{}{}
 		}
-		x.note(page, stale)
+		x.note(page, all)
 	})
 	if err != nil {
 		return err
@@ -202,8 +195,9 @@ func (x *Index) resync(ctx context.Context, stale staleness) error {
 }
 
 // note takes down the containers of a list that are not known yet, and has those inspected
-// that stale says so of. What is known of a container from a list is whose it is.
-func (x *Index) note(page []container.Summary, stale staleness) {
+// that it shows changed, or all of them. What is known of a container from a list is whose
+// it is.
+func (x *Index) note(page []container.Summary, all bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for i := range page {
@@ -213,7 +207,7 @@ func (x *Index) note(page []container.Summary, stale staleness) {
 			e = newEntry(s.ID, s.Labels, container.NetworkMode(s.HostConfig.NetworkMode))
 			x.catalogue.put(e)
 		}
-		if stale(e, s) {
+		if all || differs(e, s) {
 			p := other
 			if e.arn != "" && s.State == container.StateRunning {
 				p = ofTask
@@ -224,11 +218,11 @@ func (x *Index) note(page []container.Summary, stale staleness) {
 	x.gen.Add(1)
 }
 
-// work inspects what take gives, until ctx ends or the daemon is gone.
-func (x *Index) work(ctx context.Context, take func(context.Context) (string, *inspection, bool)) error {
+// work inspects what is urgent, or all else, until ctx ends or the daemon is gone.
+func (x *Index) work(ctx context.Context, isUrgent bool) error {
 	for {
 		x.mu.Lock()
-		id, ins, ok := take(ctx)
+		id, ins, ok := x.backlog.take(ctx, isUrgent)
 		x.mu.Unlock()
 		if !ok {
 			return ctx.Err()
@@ -291,6 +285,6 @@ func (x *Index) search(ctx context.Context, b *ecs.Binding) error {
 		}
 		found = append(found, page...)
 	}
-	x.note(found, always)
+	x.note(found, true)
 	return errors.Join(errs...)
 }

@@ -65,19 +65,14 @@ func (x *Index) learn(id string, ins *inspection, e *entry, err error) {
 	x.backlog.finish(id, ins, err)
 }
 
-// report tells the watcher what an inspection has changed. That a container has ended is
-// told by the last of several inspections: it may be running again.
+// report tells the watcher of a container that runs, or has ended: it ran before, or an
+// event says so.
 func (x *Index) report(id string, ins *inspection, before *entry) {
 	now := Container{ID: id}
 	if e := x.catalogue.entries[id]; e != nil {
 		now = e.summary()
 	}
-	switch {
-	case x.watcher == nil:
-	case now.Pid == 0 && !ins.reportEnd && (before == nil || before.pid == 0):
-	case now.Pid == 0 && ins.again:
-		ins.reportEnd = true
-	default:
+	if x.watcher != nil && (now.Pid != 0 || ins.reportEnd || before != nil && before.pid != 0) {
 		x.watcher.Changed(now)
 	}
 }
