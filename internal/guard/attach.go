@@ -41,37 +41,14 @@ func (p Port) Attach(c *rtnl.Conn) error {
 	if p.Mode == Off {
 		return nil
 	}
-	bridge, link, err := p.indices(c)
-	if err != nil {
-		return err
-	}
-	port := rtnl.Neighbour{Index: link, MAC: p.MAC, State: unix.NUD_NOARP, Flags: unix.NTF_MASTER | ntfSticky}
-	steps := []rtnl.Step{setPortFlags(p.Link, link), port.Set(fmt.Sprintf("entering %s for port %s of %s", p.MAC, p.Link, p.Bridge))}
+	port := rtnl.Neighbour{Index: p.LinkIndex, MAC: p.MAC, State: unix.NUD_NOARP, Flags: unix.NTF_MASTER | ntfSticky}
+	steps := []rtnl.Step{setPortFlags(p.Link, p.LinkIndex), port.Set(fmt.Sprintf("entering %s for port %s of %s", p.MAC, p.Link, p.Bridge))}
 	for _, own := range p.Addrs {
 		// A port that is not flooded hears no question: the answer must be there.
-		n := rtnl.Neighbour{Index: bridge, Addr: own.Addr(), MAC: p.MAC, State: unix.NUD_PERMANENT}
+		n := rtnl.Neighbour{Index: p.BridgeIndex, Addr: own.Addr(), MAC: p.MAC, State: unix.NUD_PERMANENT}
 		steps = append(steps, n.Set(fmt.Sprintf("entering %s for %s on %s", p.MAC, own.Addr(), p.Bridge)))
 	}
 	return c.Do(steps...)
-}
-
-func (p Port) indices(c *rtnl.Conn) (bridge, link int, err error) {
-	bridge, link = p.BridgeIndex, p.LinkIndex
-	if bridge == 0 {
-		l, err := c.Link(p.Bridge)
-		if err != nil {
-			return 0, 0, err
-		}
-		bridge = l.Index
-	}
-	if link == 0 {
-		l, err := c.Link(p.Link)
-		if err != nil {
-			return 0, 0, err
-		}
-		link = l.Index
-	}
-	return bridge, link, nil
 }
 
 // setPortFlags is the step that sets all flags.

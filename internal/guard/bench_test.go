@@ -85,15 +85,3 @@ func numbered(b *testing.B, ns *testnet.Namespace, bridge, n int) guard.Port {
 	p.LinkIndex, p.BridgeIndex = index(b, ns, p.Link), bridge
 	return p
 }
-
-func index(b *testing.B, ns *testnet.Namespace, name string) (i int) {
-	b.Helper()
-	in(b, ns, func() error {
-		l, err := netlink.LinkByName(name)
-		if err == nil {
-			i = l.Attrs().Index
-		}
-		return err
-	})
-	return i
-}

@@ -34,28 +34,24 @@ func (p Port) Check(c *rtnl.Conn) error {
 	if !same(nftables.TableFamilyNetdev, rules, p.rules()) {
 		return fmt.Errorf("%w: chain %s of table netdev %s is missing or was changed", ErrOpen, chain.Name, tableName)
 	}
-	bridge, link, err := p.indices(c)
-	if err != nil {
-		return err
-	}
-	if err := checkPortFlags(c, link); err != nil {
+	if err := checkPortFlags(c, p.LinkIndex); err != nil {
 		return fmt.Errorf("bridge port %s: %w", p.Link, err)
 	}
-	return p.checkEntries(c, bridge, link)
+	return p.checkEntries(c)
 }
 
 // checkEntries looks the task's MAC and IP addresses up one by one: their number does
 // not grow with that of the ports, as that of all entries does.
-func (p Port) checkEntries(c *rtnl.Conn, bridge, link int) error {
-	entry, err := c.Neighbour(rtnl.Neighbour{Index: bridge, MAC: p.MAC, Flags: unix.NTF_SELF})
+func (p Port) checkEntries(c *rtnl.Conn) error {
+	entry, err := c.Neighbour(rtnl.Neighbour{Index: p.BridgeIndex, MAC: p.MAC, Flags: unix.NTF_SELF})
 	if err != nil && !gone(err) {
 		return fmt.Errorf("on %s: %w", p.Bridge, err)
 	}
-	if err != nil || entry.Index != link || entry.Flags&ntfSticky == 0 || entry.State&unix.NUD_NOARP == 0 {
+	if err != nil || entry.Index != p.LinkIndex || entry.Flags&ntfSticky == 0 || entry.State&unix.NUD_NOARP == 0 {
 		return fmt.Errorf("%w: %s has no sticky entry that puts %s on port %s", ErrOpen, p.Bridge, p.MAC, p.Link)
 	}
 	for _, own := range p.Addrs {
-		entry, err := c.Neighbour(rtnl.Neighbour{Index: bridge, Addr: own.Addr()})
+		entry, err := c.Neighbour(rtnl.Neighbour{Index: p.BridgeIndex, Addr: own.Addr()})
 		if err != nil && !gone(err) {
 			return fmt.Errorf("on %s: %w", p.Bridge, err)
 		}

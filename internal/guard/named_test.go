@@ -36,11 +36,7 @@ func TestGuardActsInTheNamedNamespace(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	p, h := port(guard.Strict, "169.254.172.2/22"), guard.Host{Bridge: "ecs-bridge", Mode: guard.Strict}
-	l, err := c.Link(p.Link)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.LinkIndex = l.Index
+	p.LinkIndex, p.BridgeIndex = index(t, named, p.Link), index(t, named, p.Bridge)
 	before := traces(t, caller)
 	in(t, caller, func() error {
 		changed, err := guard.Watch(ctx, ns)

@@ -51,19 +51,20 @@ func ParseMode(s string) (Mode, error) {
 // A Port is one task's way onto the bridge, and what it may send there.
 type Port struct {
 	Mode Mode
-	// Link is the name of the veth's host end, and MAC the address of the task's end.
-	Link string
-	MAC  net.HardwareAddr
+	// Link is the name of the veth's host end, LinkIndex its index, and MAC the address of
+	// the task's end.
+	Link      string
+	LinkIndex int
+	MAC       net.HardwareAddr
 	// Addrs are the task's, each with the length of its subnet.
 	Addrs []netip.Prefix
 	// Gateways are the next hops of the task's routes: the addresses whose MAC address it
 	// may ask for.
 	Gateways []netip.Addr
-	// Bridge is the bridge's name and BridgeMAC its address.
-	Bridge    string
-	BridgeMAC net.HardwareAddr
-	// LinkIndex and BridgeIndex each spare a look-up by name where they are known.
-	LinkIndex, BridgeIndex int
+	// Bridge is the bridge's name, BridgeIndex its index and BridgeMAC its address.
+	Bridge      string
+	BridgeIndex int
+	BridgeMAC   net.HardwareAddr
 }
 
 // Install gives the port its chain, whole and at once. It comes before the link is up;

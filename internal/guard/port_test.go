@@ -21,6 +21,7 @@ func guarded(t testing.TB) (ns *testnet.Namespace, p guard.Port) {
 	t.Helper()
 	ns, _ = host(t, "169.254.172.1/22", "fd00:ec2::172:1/112")
 	p = port(guard.Strict, "169.254.172.2/22", "fd00:ec2::172:2/112")
+	p.LinkIndex, p.BridgeIndex = index(t, ns, p.Link), index(t, ns, p.Bridge)
 	on(t, ns, func(c *rtnl.Conn) error { return errors.Join(p.Install(c), p.Attach(c), p.Check(c)) })
 	return ns, p
 }

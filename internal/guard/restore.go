@@ -59,10 +59,7 @@ func Restore(c *rtnl.Conn, ports []Port) (restored []string, err error) {
 // The channel is closed when ctx ends, or when the kernel can no longer be listened to.
 func Watch(ctx context.Context, ns *netns.NS) (<-chan struct{}, error) {
 	changed, err := rtnl.Watch(ctx, ns, aboutGuard, unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
-	if err != nil {
-		return nil, fmt.Errorf("subscribing to changes of nftables: %w", explain(err))
-	}
-	return changed, nil
+	return changed, explain(err)
 }
 
 // aboutGuard reads the attributes of a message about a table, a chain or a rule, which all

@@ -18,12 +18,8 @@ import (
 // restore calls Restore for one port and returns what it says it did.
 func restore(t *testing.T, ns *testnet.Namespace, p guard.Port) (restored []string) {
 	t.Helper()
+	p.LinkIndex = index(t, ns, p.Link)
 	on(t, ns, func(c *rtnl.Conn) (err error) {
-		l, err := netlink.LinkByName(p.Link)
-		if err != nil {
-			return err
-		}
-		p.LinkIndex = l.Attrs().Index
 		restored, err = guard.Restore(c, []guard.Port{p})
 		return err
 	})
@@ -67,7 +63,6 @@ func TestRestoreOfAPortThatIsGone(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		p.LinkIndex = l.Attrs().Index
 		return errors.Join(netlink.LinkDel(l), guard.Remove(c, p.Bridge, p.Link, true))
 	})
 	on(t, ns, func(c *rtnl.Conn) error {

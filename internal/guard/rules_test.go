@@ -105,6 +105,18 @@ func doOn(host *testnet.Namespace, fn func(*rtnl.Conn) error) error {
 	return host.Do(func() error { return fn(c) })
 }
 
+func index(t testing.TB, ns *testnet.Namespace, name string) (i int) {
+	t.Helper()
+	in(t, ns, func() error {
+		l, err := netlink.LinkByName(name)
+		if err == nil {
+			i = l.Attrs().Index
+		}
+		return err
+	})
+	return i
+}
+
 func nft(t testing.TB, ns *testnet.Namespace, args ...string) string {
 	t.Helper()
 	var out []byte
