@@ -133,14 +133,5 @@ func (h *Host) EnsureAddr(b Bridge, p netip.Prefix) error {
 
 // CheckAddrs names the first of the addresses that the bridge lacks.
 func (h *Host) CheckAddrs(b Bridge, want ...netip.Prefix) error {
-	has, err := h.addrs(b.Index)
-	if err != nil {
-		return err
-	}
-	for _, p := range want {
-		if !has[p] {
-			return fmt.Errorf("bridge %s lacks the address %s", b.Name, p)
-		}
-	}
-	return nil
+	return h.checkAddrs("bridge "+b.Name, b.Index, want)
 }

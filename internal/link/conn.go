@@ -40,6 +40,20 @@ func addAddr(index int, p netip.Prefix, onLink bool) rtnl.Step {
 	return rtnl.NewAddr(index, p, flags)
 }
 
+// checkAddrs names the first of the addresses that the interface of that index lacks.
+func (c conn) checkAddrs(what string, index int, want []netip.Prefix) error {
+	has, err := c.addrs(index)
+	if err != nil {
+		return err
+	}
+	for _, p := range want {
+		if !has[p] {
+			return fmt.Errorf("%s lacks the address %s", what, p)
+		}
+	}
+	return nil
+}
+
 // addrs is the set of the addresses of the interface of that index.
 func (c conn) addrs(index int) (map[netip.Prefix]bool, error) {
 	all, err := c.Addrs(index)
@@ -90,7 +104,7 @@ func (c conn) awaitUp(name string) error {
 	}
 	events, err := rtnl.Subscribe(c.NS, unix.NETLINK_ROUTE, unix.RTNLGRP_LINK)
 	if err != nil {
-		return fmt.Errorf("subscribing to changes of links: %w", err)
+		return err
 	}
 	defer events.Close()
 	for deadline := time.Now().Add(carrierTime); ; {

@@ -2,15 +2,12 @@ package link
 
 import (
 	"fmt"
-	"net"
 	"net/netip"
 )
 
 // A Peer is an end of a veth pair whose other end is in another network namespace.
 type Peer struct {
-	IfName string
-	MAC    net.HardwareAddr
-	Addrs  []netip.Prefix
+	Addrs []netip.Prefix
 	// Other is the index of the other end, in the namespace that it is in.
 	Other int
 	// Netns is the host's namespace's ID for the one that the peer is in.
@@ -36,7 +33,7 @@ func (h *Host) Peers(path string) (peers []Peer, err error) {
 			if err != nil {
 				return fmt.Errorf("of %s: %w", l.Name, err)
 			}
-			p := Peer{IfName: l.Name, MAC: l.MAC, Other: l.Peer, Netns: id}
+			p := Peer{Other: l.Peer, Netns: id}
 			for _, a := range addrs {
 				if a.Global {
 					p.Addrs = append(p.Addrs, a.Prefix)

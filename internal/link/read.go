@@ -101,14 +101,8 @@ func (t *Task) Check(want Interface) error {
 	case want.MAC != nil && l.MAC.String() != want.MAC.String():
 		return fmt.Errorf("%s has the MAC %s: expected %s", want.Name, l.MAC, want.MAC)
 	}
-	has, err := t.addrs(l.Index)
-	if err != nil {
+	if err := t.checkAddrs(want.Name, l.Index, want.Addrs); err != nil {
 		return err
-	}
-	for _, p := range want.Addrs {
-		if !has[p] {
-			return fmt.Errorf("%s lacks the address %s", want.Name, p)
-		}
 	}
 	return t.checkRoutes(want.Routes)
 }

@@ -184,7 +184,7 @@ func (h *Host) Veths() ([]Veth, error) {
 func (h *Host) DelVeth(v Veth, meanwhile func() error) error {
 	events, err := rtnl.Subscribe(h.NS, unix.NETLINK_ROUTE, unix.RTNLGRP_LINK)
 	if err != nil {
-		return fmt.Errorf("subscribing to changes of links: %w", err)
+		return err
 	}
 	remover, err := dial(h.NS)
 	if err != nil {

@@ -2,7 +2,6 @@ package link
 
 import (
 	"context"
-	"fmt"
 
 	"golang.org/x/sys/unix"
 
@@ -41,9 +40,5 @@ func (h *Host) Ports(b Bridge) ([]Port, error) {
 // Watch reports that links or addresses of a network namespace have changed: bridges removed
 // or made again, ports come or gone. It is [rtnl.Watch] of those groups.
 func Watch(ctx context.Context, ns *netns.NS) (<-chan struct{}, error) {
-	changed, err := rtnl.Watch(ctx, ns, nil, unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR)
-	if err != nil {
-		return nil, fmt.Errorf("subscribing to changes of links: %w", err)
-	}
-	return changed, nil
+	return rtnl.Watch(ctx, ns, nil, unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR)
 }

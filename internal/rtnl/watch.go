@@ -23,7 +23,7 @@ type Events struct {
 func Subscribe(ns *netns.NS, protocol int, groups ...int) (*Events, error) {
 	fd, err := ns.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_NONBLOCK, protocol)
 	if err != nil {
-		return nil, fmt.Errorf("opening a netlink socket: %w", err)
+		return nil, fmt.Errorf("subscribing to changes: %w", err)
 	}
 	file := os.NewFile(uintptr(fd), "netlink")
 	err = unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
@@ -35,7 +35,7 @@ func Subscribe(ns *netns.NS, protocol int, groups ...int) (*Events, error) {
 	raw, rawErr := file.SyscallConn()
 	if err = errors.Join(err, rawErr); err != nil {
 		_ = file.Close()
-		return nil, err
+		return nil, fmt.Errorf("subscribing to changes: %w", err)
 	}
 	return &Events{file, raw}, nil
 }

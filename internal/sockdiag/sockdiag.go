@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"taskmeta/internal/netns"
@@ -67,10 +69,9 @@ func (c Conn) Connected(local, remote netip.AddrPort) (bool, error) {
 	for _, family := range families(local.Addr()) {
 		ask := message(netip.AddrPort{}, netip.AddrPort{}, agreed)
 		ask[0] = family
-		ask = append(ask, attribute(attrFilter, append(
+		found, err := c.ask("listing sockets", unix.NLM_F_DUMP, ask,
 			filter(filterSource, local.Addr(), int32(local.Port()), 2*filterSize(local.Addr())),
-			filter(filterPeer, remote.Addr(), int32(remote.Port()), filterSize(remote.Addr()))...))...)
-		found, err := c.ask("listing sockets", unix.NLM_F_DUMP, ask)
+			filter(filterPeer, remote.Addr(), int32(remote.Port()), filterSize(remote.Addr())))
 		if err != nil {
 			return false, err
 		}
@@ -105,8 +106,7 @@ func (c Conn) Destroy(peer netip.Addr) error {
 	for _, family := range families(peer) {
 		ask := message(netip.AddrPort{}, netip.AddrPort{}, anyState)
 		ask[0] = family
-		ask = append(ask, attribute(attrFilter, filter(filterPeer, peer, -1, filterSize(peer)))...)
-		found, err := c.ask("listing connections", unix.NLM_F_DUMP, ask)
+		found, err := c.ask("listing connections", unix.NLM_F_DUMP, ask, filter(filterPeer, peer, -1, filterSize(peer)))
 		if err != nil {
 			return err
 		}
@@ -202,15 +202,13 @@ func filter(code byte, addr netip.Addr, port int32, left int) []byte {
 	return append(b, addr.AsSlice()...)
 }
 
-// attribute is a netlink attribute; all of ours have a length that is a multiple of 4.
-func attribute(kind uint16, data []byte) []byte {
-	b := binary.NativeEndian.AppendUint16(nil, uint16(unix.SizeofRtAttr+len(data)))
-	return append(binary.NativeEndian.AppendUint16(b, kind), data...)
-}
-
-// ask returns the sockets in the answers to a question.
-func (c Conn) ask(doing string, flags int, body []byte) ([]socket, error) {
-	answers, err := c.socket.Ask(rtnl.NewStep(byFamily, flags, doing, rtnl.Raw(body)))
+// ask returns the sockets in the answers to a question: those that pass all filters.
+func (c Conn) ask(doing string, flags int, body []byte, filters ...[]byte) ([]socket, error) {
+	s := rtnl.NewStep(byFamily, flags, doing, rtnl.Raw(body))
+	if filters != nil {
+		s.AddData(nl.NewRtAttr(attrFilter, slices.Concat(filters...)))
+	}
+	answers, err := c.socket.Ask(s)
 	found := make([]socket, len(answers))
 	for i, answer := range answers {
 		if len(answer) < 4+idSize {
