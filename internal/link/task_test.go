@@ -28,59 +28,8 @@ func TestPairConnectsTaskAndBridge(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer task.Close()
-	gateways := []netip.Prefix{netip.MustParsePrefix("169.254.172.1/22"), netip.MustParsePrefix("fd00:ec2::1/64")}
-	scope := 200
-	want := Interface{
-		Name:  "eth0",
-		MAC:   ecs.MAC(netip.MustParseAddr("169.254.172.2")),
-		Addrs: []netip.Prefix{netip.MustParsePrefix("169.254.172.2/22"), netip.MustParsePrefix("fd00:ec2::2/64")},
-		Routes: []Route{
-			{Dst: netip.MustParsePrefix("169.254.172.1/32")},
-			{Dst: netip.MustParsePrefix("fd00:ec2::1/128")},
-			{Dst: netip.MustParsePrefix("169.254.170.2/32"), Gateway: gateways[0].Addr()},
-			{Dst: netip.MustParsePrefix("169.254.170.2/32"), Gateway: gateways[0].Addr()},
-			{Dst: netip.MustParsePrefix("10.0.0.0/8"), Gateway: gateways[0].Addr(), Table: 1000, Priority: 7, MTU: 1400, AdvMSS: 1360},
-			{Dst: netip.MustParsePrefix("10.1.0.0/16"), Scope: &scope},
-			{Dst: netip.MustParsePrefix("169.254.169.254/32"), Blackhole: true},
-			{Dst: netip.MustParsePrefix("fd00:ec2::254/128"), Blackhole: true},
-		},
-	}
-	host := onHost(t, func(h *Host) error {
-		b, err := h.EnsureBridge("br0", 1500)
-		if err != nil {
-			return err
-		}
-		for _, g := range gateways {
-			if err := h.EnsureAddr(b, g); err != nil {
-				return err
-			}
-		}
-		v, err := h.MakeVeth(task, attachment, b, 1500, time.Hour, "strict")
-		if err != nil {
-			return err
-		}
-		if err := task.Check(want); err == nil || !strings.Contains(err.Error(), "down") {
-			t.Errorf("before it is configured: %v", err)
-		}
-		if err := errors.Join(task.SetUp(want), h.SetUp(v, b)); err != nil {
-			return err
-		}
-		passesFrames(t, v.Name)
-		passesFrames(t, b.Name)
-		if err := task.Configure(want); err != nil {
-			return err
-		}
-		found, ok, err := h.Veth(attachment)
-		if !ok || !found.Up || found.Bridge != b.Index || found.MAC.String() != v.MAC.String() {
-			t.Errorf("found %+v, %v", found, ok)
-		}
-		ports, portsErr := h.Ports(b)
-		if len(ports) != 1 || ports[0].Veth == nil || ports[0].Veth.Attachment != attachment {
-			t.Errorf("ports are %+v", ports)
-		}
-		return errors.Join(err, portsErr)
-	})
-	if err := task.Check(want); err != nil {
+	host := onHost(t, func(h *Host) error { return connect(t, h, task) })
+	if err := task.Check(wanted); err != nil {
 		t.Error(err)
 	}
 	for _, g := range gateways {
@@ -105,6 +54,65 @@ func TestPairConnectsTaskAndBridge(t *testing.T) {
 	if err != nil || len(addrs) != 2 {
 		t.Errorf("addresses are %v, %v: expected the two given", addrs, err)
 	}
+}
+
+// What the task of [TestPairConnectsTaskAndBridge] is to have, and the bridge.
+var (
+	gateways = []netip.Prefix{netip.MustParsePrefix("169.254.172.1/22"), netip.MustParsePrefix("fd00:ec2::1/64")}
+	scope    = 200
+	wanted   = Interface{
+		Name:  "eth0",
+		MAC:   ecs.MAC(netip.MustParseAddr("169.254.172.2")),
+		Addrs: []netip.Prefix{netip.MustParsePrefix("169.254.172.2/22"), netip.MustParsePrefix("fd00:ec2::2/64")},
+		Routes: []Route{
+			{Dst: netip.MustParsePrefix("169.254.172.1/32")},
+			{Dst: netip.MustParsePrefix("fd00:ec2::1/128")},
+			{Dst: netip.MustParsePrefix("169.254.170.2/32"), Gateway: gateways[0].Addr()},
+			{Dst: netip.MustParsePrefix("169.254.170.2/32"), Gateway: gateways[0].Addr()},
+			{Dst: netip.MustParsePrefix("10.0.0.0/8"), Gateway: gateways[0].Addr(), Table: 1000, Priority: 7, MTU: 1400, AdvMSS: 1360},
+			{Dst: netip.MustParsePrefix("10.1.0.0/16"), Scope: &scope},
+			{Dst: netip.MustParsePrefix("169.254.169.254/32"), Blackhole: true},
+			{Dst: netip.MustParsePrefix("fd00:ec2::254/128"), Blackhole: true},
+		},
+	}
+)
+
+// connect gives them to both, and checks what the host then finds.
+func connect(t *testing.T, h *Host, task *Task) error {
+	t.Helper()
+	b, err := h.EnsureBridge("br0", 1500)
+	if err != nil {
+		return err
+	}
+	for _, g := range gateways {
+		if err := h.EnsureAddr(b, g); err != nil {
+			return err
+		}
+	}
+	v, err := h.MakeVeth(task, attachment, b, 1500, time.Hour, "strict")
+	if err != nil {
+		return err
+	}
+	if err := task.Check(wanted); err == nil || !strings.Contains(err.Error(), "down") {
+		t.Errorf("before it is configured: %v", err)
+	}
+	if err := errors.Join(task.SetUp(wanted), h.SetUp(v, b)); err != nil {
+		return err
+	}
+	passesFrames(t, v.Name)
+	passesFrames(t, b.Name)
+	if err := task.Configure(wanted); err != nil {
+		return err
+	}
+	found, ok, err := h.Veth(attachment)
+	if !ok || !found.Up || found.Bridge != b.Index || found.MAC.String() != v.MAC.String() {
+		t.Errorf("found %+v, %v", found, ok)
+	}
+	ports, portsErr := h.Ports(b)
+	if len(ports) != 1 || ports[0].Veth == nil || ports[0].Veth.Attachment != attachment {
+		t.Errorf("ports are %+v", ports)
+	}
+	return errors.Join(err, portsErr)
 }
 
 func TestCheckNamesWhatIsMissing(t *testing.T) {
