@@ -127,10 +127,10 @@ func damaged(path, what string) error {
 	return fmt.Errorf("%w: %s: %s; run `ecs-resolver bindings repair`, or remove the file once no task has an address of it", ecs.ErrDamaged, path, what)
 }
 
-// guarded runs do, which reads the mapped file at path, and turns what bbolt does on
-// meeting a damaged page into an error: a panic, or a memory fault. Any panic of do counts
-// as such, and its text is in the error.
-func guarded(path string, do func() error) (err error) {
+// catchDamage runs do, which reads the mapped file at path. When bbolt meets a damaged page,
+// it panics or faults: catchDamage returns that as [ecs.ErrDamaged], with the text of the
+// panic. Any other panic of do counts as damage as well.
+func catchDamage(path string, do func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if v := recover(); v != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"strings"
 	"time"
@@ -15,12 +16,26 @@ import (
 	"taskmeta/internal/ecs"
 )
 
-// lock takes the advisory lock of the file at path, unix.LOCK_EX or unix.LOCK_SH, and
-// waits in the kernel's queue for it until ctx ends or wait is over: [ecs.ErrBusy] then.
-// Closing the file gives the lock back, as the end of the process does. The file is
-// readable by its owner alone, since whoever can open it can hold it.
+// Lock takes the lock of a file other than the bindings', which it creates if it is missing:
+// exclusively, or shared with others. It waits in the kernel's queue until ctx ends:
+// [ecs.ErrBusy] then. Closing the file releases the lock, as does the end of the process.
+func Lock(ctx context.Context, path string, exclusive bool) (*os.File, error) {
+	how := unix.LOCK_SH
+	if exclusive {
+		how = unix.LOCK_EX
+	}
+	return lock(ctx, path, how, forever)
+}
+
+// forever is a wait that ends only with the context.
+const forever time.Duration = math.MaxInt64
+
+// lock takes the advisory lock of the file at path, unix.LOCK_EX or unix.LOCK_SH. It waits
+// in the kernel's queue until ctx ends or wait is over: [ecs.ErrBusy] then. Closing the file
+// releases the lock, as does the end of the process. Only the owner can open the file,
+// because whoever can open it can hold the lock.
 //
-// bbolt locks the bindings file as well, but looks every 50 ms whether it may.
+// bbolt locks the bindings file as well, but polls every 50 ms.
 func lock(ctx context.Context, path string, how int, wait time.Duration) (*os.File, error) {
 	f, err := openLock(path, how)
 	if err != nil {

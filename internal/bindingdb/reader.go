@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math"
 	"net/netip"
 	"os"
 	"slices"
@@ -26,7 +25,7 @@ import (
 type Reader struct {
 	path    string
 	opts    Options
-	turn    chan struct{} // holds one token while a load is going on
+	loading chan struct{} // holds one token while a load is in progress
 	current atomic.Pointer[Snapshot]
 	loads   atomic.Uint64
 }
@@ -37,7 +36,7 @@ func NewReader(path string, opts Options) (*Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Reader{path: path, opts: opts, turn: make(chan struct{}, 1)}, nil
+	return &Reader{path: path, opts: opts, loading: make(chan struct{}, 1)}, nil
 }
 
 // Binding returns the binding of an address as of now. The pointer is the same for as long
@@ -68,18 +67,18 @@ func (r *Reader) Snapshot() (*Snapshot, error) {
 }
 
 // load returns a snapshot that was taken after load was called. Callers at the same time
-// share one: each checks again when its turn comes.
+// share one: each checks again before it loads.
 func (r *Reader) load() (*Snapshot, error) {
 	timeout := time.NewTimer(r.opts.Wait)
 	defer timeout.Stop()
 	select {
-	case r.turn <- struct{}{}:
+	case r.loading <- struct{}{}:
 	case <-timeout.C:
 		return nil, busy(lockPath(r.path))
 	}
 	old := r.current.Load()
 	if r.fresh(old) {
-		<-r.turn
+		<-r.loading
 		return old, nil
 	}
 	if old == nil {
@@ -89,16 +88,17 @@ func (r *Reader) load() (*Snapshot, error) {
 		s   *Snapshot
 		err error
 	}
-	// The wait for the lock can't be called off, so it keeps the turn and the caller leaves.
+	// The wait for the lock has no end and can't be cancelled: the load goes on when the
+	// caller's time is over.
 	done := make(chan outcome, 1)
 	go func() {
 		s, err := r.read(old)
 		if err == nil {
 			r.current.Store(s)
 			r.loads.Add(1)
-			old.file.Close() // whoever still reads from it gets an error, and loads in turn
+			old.file.Close() // whoever still reads from it gets an error, and calls load
 		}
-		<-r.turn
+		<-r.loading
 		done <- outcome{s, err}
 	}()
 	select {
@@ -122,9 +122,6 @@ func (r *Reader) fresh(s *Snapshot) bool {
 	return err == nil && identify(info) == s.state.identity && s.state.current(s.file)
 }
 
-// forever is how long a load waits for the lock; those who ask for it do not.
-const forever time.Duration = math.MaxInt64
-
 // read loads the file.
 func (r *Reader) read(old *Snapshot) (*Snapshot, error) {
 	if _, err := os.Stat(r.path); errors.Is(err, fs.ErrNotExist) {
@@ -135,7 +132,7 @@ func (r *Reader) read(old *Snapshot) (*Snapshot, error) {
 		return nil, fmt.Errorf("locking the bindings file: %w", err)
 	}
 	defer l.Close()
-	if readMark(l).outlived(r.path, r.opts.BootID) {
+	if readBootMark(l).outlived(r.path, r.opts.BootID) {
 		return &Snapshot{}, nil // until the first writer of this boot comes
 	}
 
@@ -151,10 +148,12 @@ func (r *Reader) read(old *Snapshot) (*Snapshot, error) {
 
 // readInto reads the file's state and bindings.
 func (r *Reader) readInto(s, old *Snapshot) error {
-	return guarded(r.path, func() error {
+	return catchDamage(r.path, func() error {
 		db, err := bbolt.Open(r.path, 0, &bbolt.Options{
-			ReadOnly:     true,
-			MmapFlags:    unix.MAP_POPULATE, // all of it is read
+			ReadOnly: true,
+			// All of it is read. Mapping the pages at once saves 0.2 ms of page faults with
+			// 1021 bindings (BenchmarkReload: 1.5 to 2 ms).
+			MmapFlags:    unix.MAP_POPULATE,
 			NoStatistics: true,
 			OpenFile: func(path string, flag int, mode os.FileMode) (*os.File, error) {
 				f, err := os.OpenFile(path, flag, mode)

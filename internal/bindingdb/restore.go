@@ -52,7 +52,7 @@ func Restore(ctx context.Context, path string, bindings []ecs.Binding, opts Opti
 	if err != nil {
 		return kept, err
 	}
-	return kept, mark{opts.BootID, inode(info)}.write(l)
+	return kept, bootMark{opts.BootID, inode(info)}.write(l)
 }
 
 // write makes a bindings file.

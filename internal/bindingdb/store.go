@@ -1,10 +1,10 @@
 // Package bindingdb keeps the bindings between addresses and tasks: one bbolt file, which
 // the plugins change through a [Store] and the resolver follows with a [Reader].
 //
-// Every operation is one transaction. Beside the file stands a lock, in whose queue all
-// wait their turn. Whatever the file is found to be, it is changed only by a transaction
-// that succeeds: a damaged file and one of a later version are left as they are. A file of
-// an earlier boot is replaced, damaged or not, since none of its bindings holds any more.
+// Every operation is one transaction. Writers and readers wait in the queue of a lock file
+// beside the bindings file. Only a transaction that succeeds changes the file: a damaged file
+// and one of a later version are left alone. A file of an earlier boot is replaced, damaged or
+// not, because none of its bindings is valid any more.
 package bindingdb
 
 import (
@@ -111,7 +111,7 @@ func (s *Store) openOrCreate(opts Options) error {
 	} else {
 		err = s.adopt(opts)
 	}
-	if errors.Is(err, ecs.ErrDamaged) && readMark(s.lock).outlived(s.path, opts.BootID) {
+	if errors.Is(err, ecs.ErrDamaged) && readBootMark(s.lock).outlived(s.path, opts.BootID) {
 		slog.Info("dropped the bindings of an earlier boot", "path", s.path, "damage", err)
 		return s.replace(opts)
 	}
@@ -125,7 +125,7 @@ func (s *Store) settle(boot string) error {
 	if err != nil {
 		return err
 	}
-	if now := (mark{boot, inode(info)}); readMark(s.lock) != now {
+	if now := (bootMark{boot, inode(info)}); readBootMark(s.lock) != now {
 		if err := now.write(s.lock); err != nil {
 			return err
 		}
@@ -168,7 +168,7 @@ func (s *Store) openBolt(path string, wait time.Duration, how func(string, int, 
 			return s.file, err
 		},
 	}
-	err := guarded(path, func() (err error) {
+	err := catchDamage(path, func() (err error) {
 		s.db, err = bbolt.Open(path, 0o600, options)
 		return err
 	})
@@ -271,7 +271,7 @@ func (s *Store) abandonFile() {
 }
 
 func (s *Store) view(fn func(view) error) error {
-	return guarded(s.path, func() error {
+	return catchDamage(s.path, func() error {
 		return s.db.View(func(tx *bbolt.Tx) error {
 			v, err := open(tx, s.path)
 			if err != nil {
@@ -300,7 +300,7 @@ func (s *Store) update(fn func(view) error) error {
 }
 
 func (s *Store) transact(fn func(*bbolt.Tx) error) error {
-	return guarded(s.path, func() error { return s.db.Update(fn) })
+	return catchDamage(s.path, func() error { return s.db.Update(fn) })
 }
 
 // A Want is one address that an attachment is to have.

@@ -164,7 +164,7 @@ func TestLostMark(t *testing.T) {
 			t.Fatal(err)
 		}
 		info, err := os.Stat(path)
-		if got := readMark(lock); err != nil || got != (mark{thisBoot, inode(info)}) {
+		if got := readBootMark(lock); err != nil || got != (bootMark{thisBoot, inode(info)}) {
 			t.Errorf("mark %q became %+v", text, got)
 		}
 		lock.Close()
