@@ -45,14 +45,14 @@ func (w *nullWriter) Write(p []byte) (int, error) { return len(p), nil }
 // BenchmarkThroughput sets the server beside a bare handler that writes the same bytes,
 // over kept-alive loopback connections.
 func BenchmarkThroughput(b *testing.B) {
-	p, err := newRendering(webTask(), "us-west-2a", nil).metadata()
+	body, err := newRendering(webTask(), "us-west-2a", nil).metadata()
 	if err != nil {
 		b.Fatal(err)
 	}
 	bare := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
-		w.Header().Set("Content-Length", strconv.Itoa(len(p.body)))
-		_, _ = w.Write(p.body)
+		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+		_, _ = w.Write(body)
 	})
 	servers := map[string]func() *http.Server{
 		"bare": func() *http.Server { return &http.Server{Handler: bare} },
@@ -100,4 +100,17 @@ func askRepeatedly(c io.ReadWriter, work <-chan struct{}) error {
 		}
 	}
 	return nil
+}
+
+// BenchmarkRender makes the body of a task of ten containers.
+func BenchmarkRender(b *testing.B) {
+	task := webTask()
+	for len(task.Containers) < 10 {
+		task.Containers = append(task.Containers, task.Containers[1])
+	}
+	for b.Loop() {
+		if _, err := newRendering(task, "us-west-2a", nil).metadata(); err != nil {
+			b.Fatal(err)
+		}
+	}
 }

@@ -16,40 +16,31 @@ import (
 	"taskmeta/internal/ecs"
 )
 
-// Header values that are the same in all answers: shared, and never written to.
-var (
-	headerJSON  = []string{"application/json"}
-	headerClose = []string{"close"}
-	headerAllow = []string{"GET, HEAD"}
-)
-
 // ServeHTTP answers one request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	c := connOf(r)
 	endpoint, id := route(r.RequestURI)
-	p, age, err := s.answer(r, c, endpoint, id)
+	body, age, err := s.answer(r, c, endpoint, id)
 
 	header := w.Header()
-	header["Content-Type"] = headerJSON
+	header.Set("Content-Type", "application/json")
 	if r.ContentLength != 0 {
 		// The body is not read, so nothing behind it may be taken for a request.
-		header["Connection"] = headerClose
+		header.Set("Connection", "close")
 	}
 	if age > 0 {
 		header.Set("Age", strconv.Itoa(int(age/time.Second)))
 	}
 	status := http.StatusOK
 	if err != nil {
-		p, status = s.refuse(header, r, c, err)
+		body, status = s.refuse(header, r, c, err)
 	}
-	header["Content-Length"] = p.length
-	if status != http.StatusOK { // which net/http writes by itself, without a copy of the header
-		w.WriteHeader(status)
-	}
+	header.Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(status)
 	if r.Method != http.MethodHead {
-		c.wire.expect(len(p.body))
-		_, _ = w.Write(p.body) // fails when the client has left
+		c.wire.expect(len(body))
+		_, _ = w.Write(body) // fails when the client has left
 	}
 
 	took := time.Since(start)
@@ -61,52 +52,52 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// refuse waits for the caller's turn to be refused, and gives the page and status that
+// refuse waits for the caller's turn to be refused, and gives the body and status that
 // say why.
-func (s *Server) refuse(header http.Header, r *http.Request, c *conn, err error) (page, int) {
+func (s *Server) refuse(header http.Header, r *http.Request, c *conn, err error) ([]byte, int) {
 	f := refusalIn(err)
 	_ = s.refusalLimit(c).Wait(r.Context()) // cut short when the client leaves
 	switch {
 	case f.status == http.StatusForbidden:
-		header["Connection"] = headerClose // nothing more is to be had on it
+		header.Set("Connection", "close") // nothing more is to be had on it
 	case f.status == http.StatusMethodNotAllowed:
-		header["Allow"] = headerAllow
+		header.Set("Allow", "GET, HEAD")
 	case f.retryAfter != "":
 		header.Set("Retry-After", f.retryAfter)
 	}
 	if r.Context().Err() == nil { // else the client has left, and that is all
 		s.warn(f, c.client, err)
 	}
-	return f.page(), f.status
+	return f.body(), f.status
 }
 
 // answer decides what r is told. A task is attributed before anything of it is looked at,
 // and a path is judged last, so that nobody learns what exists but the task itself.
-func (s *Server) answer(r *http.Request, c *conn, endpoint, id string) (page, time.Duration, error) {
+func (s *Server) answer(r *http.Request, c *conn, endpoint, id string) ([]byte, time.Duration, error) {
 	if r.Header["X-Forwarded-For"] != nil || r.Header["Forwarded"] != nil {
-		return page{}, 0, forwardedRequest
+		return nil, 0, forwardedRequest
 	}
 	if !s.hostAllowed(r.Host, c) {
-		return page{}, 0, hostNotAllowed.because(fmt.Errorf("it is %.100q", r.Host))
+		return nil, 0, hostNotAllowed.because(fmt.Errorf("it is %.100q", r.Host))
 	}
 	if err := s.attribute(r.Context(), c); err != nil {
-		return page{}, 0, err
+		return nil, 0, err
 	}
 	if !c.tenant.limit.Allow() {
-		return page{}, 0, rateLimited
+		return nil, 0, rateLimited
 	}
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		return page{}, 0, methodNotAllowed
+		return nil, 0, methodNotAllowed
 	}
 	if endpoint == EndpointNone {
-		return page{}, 0, notFound
+		return nil, 0, notFound
 	}
 	task, age, err := s.cfg.TaskOf(r.Context(), c.binding.Load())
 	if err != nil {
-		return page{}, 0, dockerRefusal(err)
+		return nil, 0, dockerRefusal(err)
 	}
-	p, err := s.page(r.Context(), c.tenant, task, endpoint, id)
-	return p, age, err
+	body, err := s.body(r.Context(), c.tenant, task, endpoint, id)
+	return body, age, err
 }
 
 // attribute finds the task behind a connection. The binding is looked up for each
@@ -161,13 +152,13 @@ func (s *Server) hostAllowed(host string, c *conn) bool {
 	})
 }
 
-// page is the body for one endpoint of the caller's task.
-func (s *Server) page(ctx context.Context, t *tenant, task *ecs.Task, endpoint, id string) (page, error) {
+// body is the answer for one endpoint of the caller's task.
+func (s *Server) body(ctx context.Context, t *tenant, task *ecs.Task, endpoint, id string) ([]byte, error) {
 	containers := task.Containers
 	one := -1
 	if id != "" {
 		if one = find(containers, id); one < 0 {
-			return page{}, containerNotFound
+			return nil, containerNotFound
 		}
 		containers = containers[one : one+1]
 	}
@@ -187,11 +178,11 @@ func (s *Server) page(ctx context.Context, t *tenant, task *ecs.Task, endpoint, 
 	stats, err := s.cfg.Stats(ctx, ids)
 	switch {
 	case err != nil:
-		return page{}, dockerRefusal(err)
+		return nil, dockerRefusal(err)
 	case endpoint == EndpointContainerStats:
-		return newPage(orNull(stats[ids[0]])), nil
+		return orNull(stats[ids[0]]), nil
 	default:
-		return statsPage(containers, stats), nil
+		return statsBody(containers, stats), nil
 	}
 }
 

@@ -66,10 +66,10 @@ func (f *refusal) expected() bool {
 	return f.status == http.StatusNotFound || f.status == http.StatusMethodNotAllowed
 }
 
-// page is the JSON that tells the caller. Codes and messages are plain ASCII, in which
-// Go's quotes are JSON's.
-func (f *refusal) page() page {
-	return newPage(fmt.Appendf(nil, `{"code":%q,"message":%q}`, f.code, f.message))
+// body is the JSON that tells the caller. Codes and messages are plain ASCII, in which Go's
+// quotes are JSON's. (json.Marshal would write the <id> of a message as \u003cid\u003e.)
+func (f *refusal) body() []byte {
+	return fmt.Appendf(nil, `{"code":%q,"message":%q}`, f.code, f.message)
 }
 
 // refusalIn is the refusal that err carries.

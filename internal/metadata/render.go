@@ -160,64 +160,54 @@ func newContainerReply(c *ecs.Container) containerReply {
 	return r
 }
 
-// A page is a body ready to be sent, with its Content-Length as a header holds it, so
-// that sending it allocates nothing.
-type page struct {
-	body   []byte
-	length []string
-}
-
-func newPage(body []byte) page {
-	return page{body: body, length: []string{strconv.Itoa(len(body))}}
-}
-
-// A rendering is the pages of one task as it is at present. Each is made when it is
-// first asked for.
+// A rendering is the bodies for one task as it is at present. Each is made when it is first
+// asked for, and kept: for ten containers that takes 0.2 ms (BenchmarkRender), and all else
+// in the handler 2 µs (BenchmarkServeHTTP).
 type rendering struct {
 	task         *ecs.Task
 	zone         string
 	instanceTags map[string]string
-	pages        []atomic.Pointer[page] // the task, with its tags, and each of task.Containers
+	bodies       []atomic.Pointer[[]byte] // the task, with its tags, and each of task.Containers
 }
 
 func newRendering(t *ecs.Task, zone string, instanceTags map[string]string) *rendering {
-	return &rendering{t, zone, instanceTags, make([]atomic.Pointer[page], 2+len(t.Containers))}
+	return &rendering{t, zone, instanceTags, make([]atomic.Pointer[[]byte], 2+len(t.Containers))}
 }
 
-func (r *rendering) metadata() (page, error) {
-	return r.page(0, func() any { return newTaskReply(r.task, r.zone) })
+func (r *rendering) metadata() ([]byte, error) {
+	return r.body(0, func() any { return newTaskReply(r.task, r.zone) })
 }
 
-func (r *rendering) withTags() (page, error) {
-	return r.page(1, func() any {
+func (r *rendering) withTags() ([]byte, error) {
+	return r.body(1, func() any {
 		reply := newTaskReply(r.task, r.zone)
 		reply.TaskTags, reply.ContainerInstanceTags = r.task.Tags, r.instanceTags
 		return reply
 	})
 }
 
-func (r *rendering) container(i int) (page, error) {
-	return r.page(2+i, func() any { return newContainerReply(&r.task.Containers[i]) })
+func (r *rendering) container(i int) ([]byte, error) {
+	return r.body(2+i, func() any { return newContainerReply(&r.task.Containers[i]) })
 }
 
-// page returns the page at i, made of reply if it is the first time. Two that come at once
+// body returns the body at i, made of reply if it is the first time. Two that come at once
 // may both make it.
-func (r *rendering) page(i int, reply func() any) (page, error) {
-	if made := r.pages[i].Load(); made != nil {
+func (r *rendering) body(i int, reply func() any) ([]byte, error) {
+	if made := r.bodies[i].Load(); made != nil {
 		return *made, nil
 	}
 	body, err := json.Marshal(reply())
 	if err != nil {
-		return page{}, fmt.Errorf("rendering a reply: %w", err)
+		return nil, fmt.Errorf("rendering a reply: %w", err)
 	}
-	made := newPage(body)
-	r.pages[i].Store(&made)
-	return made, nil
+	r.bodies[i].Store(&body)
+	return body, nil
 }
 
-// statsPage is the object that maps the ID of each container to its statistics, byte for
-// byte as they came, or to null where there are none.
-func statsPage(containers []ecs.Container, stats map[string]json.RawMessage) page {
+// statsBody is the object that maps the ID of each container to its statistics, or to null
+// where there are none. They stay byte for byte as they came: json.Marshal would compact them
+// and escape <, > and &.
+func statsBody(containers []ecs.Container, stats map[string]json.RawMessage) []byte {
 	body := []byte{'{'}
 	for i, c := range containers {
 		if i > 0 {
@@ -227,7 +217,7 @@ func statsPage(containers []ecs.Container, stats map[string]json.RawMessage) pag
 		body = append(body, ':')
 		body = append(body, orNull(stats[c.ID])...)
 	}
-	return newPage(append(body, '}'))
+	return append(body, '}')
 }
 
 func orNull(v json.RawMessage) json.RawMessage {

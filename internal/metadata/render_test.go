@@ -66,14 +66,14 @@ func TestGoldens(t *testing.T) {
 		t.Fatal(err)
 	}
 	golden(t, "task.json", marshal(t, newTaskReply(task, "us-west-2a")))
-	golden(t, "task-with-tags.json", tagged.body)
+	golden(t, "task-with-tags.json", tagged)
 	golden(t, "task-nothing-known.json", marshal(t, newTaskReply(&ecs.Task{Containers: make([]ecs.Container, 1)}, "")))
 	golden(t, "container-broken.json", marshal(t, newContainerReply(&broken)))
-	golden(t, "stats.json", statsPage(task.Containers, newWorld().stats).body)
+	golden(t, "stats.json", statsBody(task.Containers, newWorld().stats))
 
 	var errors [][]byte
 	for _, f := range refusals {
-		errors = append(errors, f.page().body)
+		errors = append(errors, f.body())
 	}
 	golden(t, "errors.json", append(append([]byte("["), bytes.Join(errors, []byte(","))...), ']'))
 }
