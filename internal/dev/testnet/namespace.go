@@ -1,6 +1,8 @@
-// Package testnet makes the hosts that tests, benchmarks and the demo run on: network
-// namespaces of their own, and Docker daemons inside them. Nothing of the machine's own
-// network is touched, and the end of the process takes all of it away.
+// Package testnet is the kit of tests, benchmarks and the demo. It makes the hosts that they
+// run on: network namespaces of their own, and Docker daemons inside them. Nothing of the
+// machine's own network is touched, and the end of the process takes all of it away. On a
+// host it calls a plugin ([Call]), runs a resolver ([Resolver]), asks over HTTP and waits.
+// Functions return errors, for programs; those that take a testing.TB end the test.
 package testnet
 
 import (
