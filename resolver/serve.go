@@ -134,7 +134,7 @@ func (s settings) open() (_ *parts, err error) {
 	if err != nil {
 		return nil, err
 	}
-	r.index = docker.New(docker.Config{Client: client, Addresses: addressesOf, Counters: func(pid int) (map[string]ecs.Counters, error) { return link.AllCounters(netns.Path(pid)) }, Uncontained: guard.CanChangeHostNetwork, Logger: r.log})
+	r.index = docker.New(docker.Config{Client: client, Addresses: addressesOf, Counters: func(pid int) (map[string]ecs.Counters, error) { return link.AllCounters(netns.Path(pid)) }, CanChangeHostNetwork: guard.CanChangeHostNetwork, Logger: r.log})
 	r.api = metadata.New(metadata.Config{
 		BindingOf:        r.bindings.Binding,
 		TaskOf:           r.index.Task,

@@ -133,7 +133,7 @@ func TestPageSaysWhatIsWrong(t *testing.T) {
 					}
 					same := *task
 					same.Containers = slices.Clone(same.Containers)
-					same.Containers[0].Uncontained = true
+					same.Containers[0].CanChangeHostNetwork = true
 					return &same
 				}
 			},

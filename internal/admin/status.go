@@ -109,7 +109,7 @@ type Container struct {
 	Pause  bool       `json:"pause"`
 	// Health is "" where the container has no health check that has spoken yet.
 	Health string `json:"health,omitempty"`
-	// Uncontained is as in [ecs.Container].
+	// Uncontained is [ecs.Container.CanChangeHostNetwork].
 	Uncontained bool `json:"uncontained,omitempty"`
 }
 
@@ -185,7 +185,7 @@ func newTask(b *ecs.Binding, known *ecs.Task, connected bool) Task {
 	t.Cluster, t.ARN, t.Family, t.Revision, t.Known = known.Cluster, known.ARN, known.Family, known.Revision, known.Known
 	for i := range known.Containers {
 		c := &known.Containers[i]
-		of := Container{ID: c.ID, Name: c.Name, Image: c.Image, Status: c.Known, Pause: c.Pause, Uncontained: c.Uncontained}
+		of := Container{ID: c.ID, Name: c.Name, Image: c.Image, Status: c.Known, Pause: c.Pause, Uncontained: c.CanChangeHostNetwork}
 		if c.Health != nil {
 			of.Health = c.Health.Status
 		}

@@ -110,9 +110,9 @@ func reconcile(t *testing.T, host, dir string) {
 	}
 	index := docker.New(docker.Config{
 		Client: daemon, Logger: log,
-		Addresses:   func(int) ([]netip.Addr, error) { return nil, nil },
-		Counters:    func(int) (map[string]ecs.Counters, error) { return nil, nil },
-		Uncontained: func(int) bool { return false },
+		Addresses:            func(int) ([]netip.Addr, error) { return nil, nil },
+		Counters:             func(int) (map[string]ecs.Counters, error) { return nil, nil },
+		CanChangeHostNetwork: func(int) bool { return false },
 	})
 	ns, err := netns.Current()
 	if err != nil {

@@ -36,6 +36,7 @@ func TestAStormOfEventsIsFewInspections(t *testing.T) {
 	}
 }
 
+// A request must not wait until ten thousand containers have been inspected.
 func TestTheFirstRequestGoesFirst(t *testing.T) {
 	t.Parallel()
 	f := fakedocker.T(t)
@@ -61,6 +62,8 @@ func TestTheFirstRequestGoesFirst(t *testing.T) {
 	}
 }
 
+// One container that cannot be inspected must cost the others nothing, and its task no
+// more than what is new of it.
 func TestOneContainerThatCannotBeInspected(t *testing.T) {
 	t.Parallel()
 	pause, other := fakedocker.Container(0, "", arn), fakedocker.Container(1, "", "other")

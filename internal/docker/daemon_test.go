@@ -61,8 +61,8 @@ func newHost(t *testing.T) *host {
 			}
 			return map[string]ecs.Counters{"eth0": {RxBytes: 42}}, nil
 		},
-		Uncontained: contained,
-		Logger:      slog.New(slog.DiscardHandler),
+		CanChangeHostNetwork: contained,
+		Logger:               slog.New(slog.DiscardHandler),
 	})
 	return h
 }

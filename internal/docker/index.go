@@ -25,16 +25,17 @@ type Config struct {
 	// Counters returns the counters of the interfaces in the network namespace of a
 	// process, by name and without loopback.
 	Counters func(pid int) (map[string]ecs.Counters, error)
-	// Uncontained reports whether a process, and so its container, is [ecs.Container.Uncontained].
-	Uncontained func(pid int) bool
-	Logger      *slog.Logger
+	// CanChangeHostNetwork reports whether a process, and so its container, is
+	// [ecs.Container.CanChangeHostNetwork].
+	CanChangeHostNetwork func(pid int) bool
+	Logger               *slog.Logger
 }
 
 // times are the index's bounds on waiting.
 type times struct {
 	call     time.Duration // for an answer of the daemon's
-	patience time.Duration // for what a request waits to be looked at
-	probe    time.Duration // between two looks whether the daemon still answers
+	patience time.Duration // for what a request waits for to be inspected
+	probe    time.Duration // between two questions whether the daemon still answers
 	resync   time.Duration // between two comparisons with the daemon's list
 	addrs    time.Duration // for which a namespace's addresses are taken as known
 	search   time.Duration // between two searches for the same unknown task

@@ -47,7 +47,7 @@ func newIndex(t testing.TB, f *fakedocker.Daemon) *Index {
 	if err != nil {
 		t.Fatal(err)
 	}
-	x := New(Config{Client: daemon, Addresses: noAddrs, Counters: noCounters, Uncontained: contained, Logger: slog.New(slog.DiscardHandler)})
+	x := New(Config{Client: daemon, Addresses: noAddrs, Counters: noCounters, CanChangeHostNetwork: contained, Logger: slog.New(slog.DiscardHandler)})
 	x.times = quick()
 	return x
 }
@@ -134,9 +134,6 @@ func ids(task *ecs.Task) (ids []string) {
 	return ids
 }
 
-// What happens between the daemon's list and its subscribing us must not be lost, whether
-// we are late to read the list or the daemon is late to subscribe.
-// A request must not wait until ten thousand containers have been inspected.
 func connected(x *Index) func() error {
 	return func() error {
 		if s := x.State(); !s.Connected {
@@ -146,8 +143,6 @@ func connected(x *Index) func() error {
 	}
 }
 
-// A container that the guard does not hold is known as such, and warned of once: again only
-// after it has been held, and not for a container of no task.
 func TestADaemonThatIsGone(t *testing.T) {
 	t.Parallel()
 	f := fakedocker.T(t)
@@ -248,9 +243,6 @@ func TestADaemonThatFails(t *testing.T) {
 	}
 }
 
-// One container that cannot be inspected must cost the others nothing, and its task no
-// more than what is new of it.
-// Events may be lost: what the list shows otherwise is inspected.
 func TestAViewGoesWithItsBinding(t *testing.T) {
 	t.Parallel()
 	pause := fakedocker.Container(0, "", arn)

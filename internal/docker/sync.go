@@ -247,18 +247,18 @@ func (x *Index) inspect(ctx context.Context, id string) (*entry, error) {
 	}
 	e, err := inspected(id, info)
 	if err == nil && e.pid != 0 {
-		e.container.Uncontained = x.cfg.Uncontained(e.pid)
+		e.container.CanChangeHostNetwork = x.cfg.CanChangeHostNetwork(e.pid)
 	}
 	return e, err
 }
 
 // replace puts an entry in place of the one before, and warns of a task's container that
-// is uncontained and was not before.
+// can change the host's network and could not before.
 func (x *Index) replace(e *entry) {
 	before := x.catalogue.entries[e.id]
 	x.catalogue.put(e)
 	c := e.container
-	if !c.Uncontained || before != nil && before.container != nil && before.container.Uncontained {
+	if !c.CanChangeHostNetwork || before != nil && before.container != nil && before.container.CanChangeHostNetwork {
 		return
 	}
 	if root := x.catalogue.root(e); e.arn != "" || root.arn != "" {

@@ -78,6 +78,8 @@ func TestEventsAreFollowed(t *testing.T) {
 	})
 }
 
+// What happens between the daemon's list and its subscribing us must not be lost, whether
+// we are late to read the list or the daemon is late to subscribe.
 func TestNothingIsLostBesideTheList(t *testing.T) {
 	t.Parallel()
 	for _, late := range []string{"list", "subscription"} {
@@ -142,7 +144,9 @@ func TestAListOfManyPagesIsWhole(t *testing.T) {
 	})
 }
 
-func TestUncontained(t *testing.T) {
+// A container that the guard does not hold is known as such, and warned of once: again only
+// after it has been held, and not for a container of no task.
+func TestAContainerThatCanChangeTheHostsNetwork(t *testing.T) {
 	t.Parallel()
 	f := fakedocker.T(t)
 	pause, other := fakedocker.Container(0, "", arn), fakedocker.Container(1, "", "")
@@ -152,13 +156,13 @@ func TestUncontained(t *testing.T) {
 	var log bytes.Buffer
 	x := newIndex(t, f)
 	x.cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
-	x.cfg.Uncontained = func(pid int) bool { return pid != pause.State.Pid }
+	x.cfg.CanChangeHostNetwork = func(pid int) bool { return pid != pause.State.Pid }
 	stop := run(t, x)
 	await(t, "the connection", connected(x))
 	task := mustTask(t, x, bindingOf(pause.ID))
 	for _, c := range task.Containers {
-		if want := c.ID == member.ID; c.Uncontained != want {
-			t.Errorf("%s is uncontained: %t, want %t", c.DockerName, c.Uncontained, want)
+		if want := c.ID == member.ID; c.CanChangeHostNetwork != want {
+			t.Errorf("%s can change the host's network: %t, want %t", c.DockerName, c.CanChangeHostNetwork, want)
 		}
 	}
 	inspections := f.Count("inspect")
@@ -176,6 +180,7 @@ func TestUncontained(t *testing.T) {
 	}
 }
 
+// Events may be lost: what the list shows otherwise is inspected.
 func TestTheListIsComparedAtIntervals(t *testing.T) {
 	t.Parallel()
 	pause := fakedocker.Container(0, "", arn)

@@ -82,9 +82,9 @@ type Container struct {
 	Joins string
 	// Pause marks the container that owns the task's network namespace for others.
 	Pause bool
-	// Uncontained marks one that the guard of the task's port does not hold: a capability
+	// CanChangeHostNetwork marks one that the guard of the task's port does not hold: a capability
 	// of its lets it change the host's network.
-	Uncontained bool
+	CanChangeHostNetwork bool
 	// Addrs are the addresses the task is reached at.
 	Addrs   []netip.Addr
 	Health  *Health // nil while unknown
