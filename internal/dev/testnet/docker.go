@@ -7,11 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sort"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -148,19 +149,8 @@ func (d *Daemon) cli(stdin io.Reader, args ...string) (string, error) {
 // instructions of a Dockerfile, such as "EXPOSE 80".
 func (d *Daemon) Import(name string, files map[string]string, changes ...string) error {
 	var buf bytes.Buffer
-	w := tar.NewWriter(&buf)
-	paths := make([]string, 0, len(files))
-	for path := range files {
-		paths = append(paths, path)
-	}
-	sort.Strings(paths)
-	for _, path := range paths {
-		if err := add(w, path, files[path]); err != nil {
-			return fmt.Errorf("adding %s to image %s: %w", path, name, err)
-		}
-	}
-	if err := w.Close(); err != nil {
-		return err
+	if err := pack(&buf, files); err != nil {
+		return fmt.Errorf("making image %s: %w", name, err)
 	}
 	args := []string{"import"}
 	for _, change := range changes {
@@ -168,6 +158,17 @@ func (d *Daemon) Import(name string, files map[string]string, changes ...string)
 	}
 	_, err := d.cli(&buf, append(args, "-", name)...)
 	return err
+}
+
+// pack writes an archive of files, as Import takes them.
+func pack(to io.Writer, files map[string]string) error {
+	w := tar.NewWriter(to)
+	for _, path := range slices.Sorted(maps.Keys(files)) {
+		if err := add(w, path, files[path]); err != nil {
+			return fmt.Errorf("adding %s: %w", path, err)
+		}
+	}
+	return w.Close()
 }
 
 func add(w *tar.Writer, path, from string) error {
