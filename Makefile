@@ -5,7 +5,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS = -s -w -X main.version=$(VERSION)
 GO_BUILD = CGO_ENABLED=0 go build -trimpath -ldflags
 
-.PHONY: help build demo test check fmt lint unit soak fuzz bench prerequisites clean
+.PHONY: help build demo test engines check fmt lint unit soak fuzz bench prerequisites clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +20,11 @@ demo: prerequisites build ## Show the main job on a host of its own (KEEP=1 leav
 
 test: prerequisites fmt lint build ## Run every test, on real namespaces and a real Docker daemon (needs root).
 	go test -race -count=1 -timeout 10m ./...
+
+engines: ## Run the tests that need Docker on that of Debian 14 (needs root).
+	.ci/prerequisites engines
+	internal/dev/testnet/tree.sh debian14
+	TASKMETA_ENGINE=debian14 go test -count=1 -timeout 20m ./internal/docker ./internal/attach ./internal/dev/testnet ./internal/dev/e2e ./internal/dev/demo
 
 check: fmt lint unit ## Format, vet, lint and quick tests; needs neither root nor Docker.
 

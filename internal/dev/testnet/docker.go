@@ -31,22 +31,27 @@ const startTime = time.Minute
 type Daemon struct {
 	Host string // the value of DOCKER_HOST
 
-	ns   *Namespace
-	dir  string
-	cmd  *exec.Cmd
-	log  *tail
-	done chan struct{} // closed when the running daemon has ended
+	ns     *Namespace
+	engine engine
+	dir    string
+	cmd    *exec.Cmd
+	log    *tail
+	done   chan struct{} // closed when the running daemon has ended
 }
 
 // StartDocker starts a daemon in the namespace and waits until it answers.
 func StartDocker(n *Namespace) (*Daemon, error) {
+	e, err := newEngine()
+	if err != nil {
+		return nil, err
+	}
 	dir, err := os.MkdirTemp("", "taskmeta-docker-")
 	if err != nil {
 		return nil, err
 	}
-	d := &Daemon{Host: "unix://" + filepath.Join(dir, "docker.sock"), ns: n, dir: dir}
+	d := &Daemon{Host: "unix://" + filepath.Join(dir, "docker.sock"), ns: n, engine: e, dir: dir}
 	if err := d.Start(); err != nil {
-		return nil, errors.Join(err, d.Stop(), unmountBelow(dir), os.RemoveAll(dir))
+		return nil, errors.Join(err, d.Stop(), d.clear())
 	}
 	return d, nil
 }
@@ -54,7 +59,7 @@ func StartDocker(n *Namespace) (*Daemon, error) {
 // Start starts the daemon again after Stop and waits until it answers.
 func (d *Daemon) Start() error {
 	d.log = &tail{}
-	d.cmd = exec.Command("dockerd",
+	d.cmd = d.engine.command(context.Background(), "dockerd",
 		"--host", d.Host,
 		"--data-root", filepath.Join(d.dir, "data"),
 		"--exec-root", filepath.Join(d.dir, "exec"),
@@ -69,7 +74,10 @@ func (d *Daemon) Start() error {
 		_ = d.cmd.Wait()
 		close(d.done)
 	}()
-	return d.await()
+	if err := d.await(); err != nil {
+		return err
+	}
+	return d.engine.keep(d.cmd.Process)
 }
 
 // await returns when the daemon answers.
@@ -135,7 +143,7 @@ func (d *Daemon) CLI(args ...string) (string, error) {
 func (d *Daemon) cli(stdin io.Reader, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), startTime)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "docker", append([]string{"--host", d.Host}, args...)...)
+	cmd := d.engine.command(ctx, "docker", append([]string{"--host", d.Host}, args...)...)
 	var out, complaint bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &out, &complaint
 	if err := cmd.Run(); err != nil {
@@ -232,7 +240,11 @@ func (d *Daemon) Pid(t testing.TB, container string) string {
 // Close removes the containers, ends the daemon and removes its directory. A daemon that
 // is stopped or paused is woken up for it, since nobody else ends its containers.
 func (d *Daemon) Close() error {
-	return errors.Join(d.removeAll(), d.Stop(), unmountBelow(d.dir), os.RemoveAll(d.dir))
+	return errors.Join(d.removeAll(), d.Stop(), d.clear())
+}
+
+func (d *Daemon) clear() error {
+	return errors.Join(d.engine.close(), unmountBelow(d.dir), os.RemoveAll(d.dir))
 }
 
 func (d *Daemon) removeAll() error {
