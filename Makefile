@@ -5,7 +5,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS = -s -w -X main.version=$(VERSION)
 GO_BUILD = CGO_ENABLED=0 go build -trimpath -ldflags
 
-.PHONY: help build demo test engines check fmt lint unit soak fuzz bench prerequisites clean
+.PHONY: help build demo test engines machines check fmt lint unit soak fuzz bench prerequisites clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,14 +26,22 @@ engines: ## Run the tests that need Docker on that of Debian 14 (needs root).
 	internal/dev/testnet/tree.sh debian14
 	TASKMETA_ENGINE=debian14 go test -count=1 -timeout 20m ./internal/docker ./internal/attach ./internal/dev/testnet ./internal/dev/e2e ./internal/dev/demo
 
+machines: ## Install, use and purge the package on Debian 12 and 14, booted in qemu (needs root).
+	.ci/prerequisites machines
+	internal/dev/testnet/tree.sh debian12
+	internal/dev/testnet/tree.sh debian14
+	rm -rf $(DIST)/machines
+	$(MAKE) deb DIST=$(DIST)/machines
+	TASKMETA_DEB=$$(echo $(CURDIR)/$(DIST)/machines/*.deb) go test -tags machines -v -count=1 -timeout 40m ./internal/dev/machines
+
 check: fmt lint unit ## Format, vet, lint and quick tests; needs neither root nor Docker.
 
 fmt:
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "gofmt: $$unformatted" >&2; exit 1; }
 
 lint:
-	go vet ./...
-	go tool staticcheck ./...
+	go vet -tags machines ./...
+	go tool staticcheck -tags machines ./...
 
 unit:
 	go test -race -short -timeout 5m ./...

@@ -22,7 +22,8 @@ if [ "${2-}" != --namespaces ]; then # what is mounted or runs below ends with t
   exec 9>"$dev/$name.lock"
   flock 9
   cmp -s "$0" "$made/recipe" && exit
-  exec timeout --foreground --kill-after 10 40m unshare --mount --pid --fork --kill-child --mount-proc "$0" "$name" --namespaces
+  exec timeout --foreground --kill-after 10 40m setpriv --pdeathsig KILL \
+    unshare --mount --pid --fork --kill-child --mount-proc "$0" "$name" --namespaces
 fi
 
 # The mirror is the one that this machine itself installs from.
