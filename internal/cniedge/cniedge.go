@@ -49,8 +49,10 @@ type Plugin struct {
 // Main serves the verb that the environment names and exits: with 0, or with 1 after an
 // error in JSON on standard output. A panic becomes such an error as well.
 //
-// This is what cni/pkg/skel does, but without the regular expressions that it brings: the
-// tables that they begin with cost each start of a plugin half a millisecond.
+// This is what cni/pkg/skel does. We do not use it because it compiles regular expressions at
+// each start of a plugin, needed or not. An ecs-ipam that links it takes 8% more processor time
+// to answer VERSION (400 starts of each by turns); GODEBUG=inittrace=1 shows 0.25 to 0.5 ms for
+// cni/pkg/utils alone, and 0.2 ms for the tables of unicode.
 func Main(p Plugin) {
 	verb := os.Getenv("CNI_COMMAND")
 	if verb == "" {
