@@ -31,7 +31,7 @@ func (f *flags) attacher(daemon *docker.Client, log *slog.Logger) (*attach.Attac
 	if !f.hasBridge() {
 		bridge = "" // the resolver has none of its own; the plugins' stays
 	}
-	ns, err := netns.Current()
+	ns, err := netns.Own()
 	if err != nil {
 		return nil, err
 	}

@@ -155,7 +155,7 @@ func repair(ctx context.Context, w io.Writer, path string) error {
 	case !errors.Is(damage, ecs.ErrDamaged) && !errors.Is(damage, fs.ErrNotExist):
 		return damage
 	}
-	ns, err := netns.Current()
+	ns, err := netns.Own()
 	if err != nil {
 		return err
 	}

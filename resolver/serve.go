@@ -148,7 +148,7 @@ func (s settings) open() (_ *parts, err error) {
 		InstanceTags:     s.instanceTags,
 		Logger:           r.log,
 	})
-	ns, err := netns.Current()
+	ns, err := netns.Own()
 	if err != nil {
 		return nil, err
 	}

@@ -15,14 +15,13 @@ import (
 	"taskmeta/internal/netns"
 )
 
-// current is the test's own network namespace.
-func current(t *testing.T) *netns.NS {
+// own is the test's own network namespace.
+func own(t *testing.T) *netns.NS {
 	t.Helper()
-	ns, err := netns.Current()
+	ns, err := netns.Own()
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = ns.Close() })
 	return ns
 }
 
@@ -77,7 +76,7 @@ func TestAdminSocketIsRootsAlone(t *testing.T) {
 	if err := left.Close(); err != nil {
 		t.Fatal(err)
 	}
-	l, err := openAdmin(current(t), "unix:"+path)
+	l, err := openAdmin(own(t), "unix:"+path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,7 +93,7 @@ func TestAdminSocketIsRootsAlone(t *testing.T) {
 func TestAdminWaitsForAClientsPort(t *testing.T) {
 	t.Parallel()
 	at, client := portOfAClient(t, "127.77.0.1")
-	l, err := openAdmin(current(t), at)
+	l, err := openAdmin(own(t), at)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +128,7 @@ func TestAdminWaitsForAClientsPort(t *testing.T) {
 func TestAdminStopsWaiting(t *testing.T) {
 	t.Parallel()
 	at, _ := portOfAClient(t, "127.77.0.2")
-	l, err := openAdmin(current(t), at)
+	l, err := openAdmin(own(t), at)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,7 +150,7 @@ func TestAdminStopsWaiting(t *testing.T) {
 func TestAdminDoesNotWaitForAServer(t *testing.T) {
 	t.Parallel()
 	at, client := portOfAClient(t, "127.77.0.3")
-	late, err := openAdmin(current(t), at)
+	late, err := openAdmin(own(t), at)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -167,7 +166,7 @@ func TestAdminDoesNotWaitForAServer(t *testing.T) {
 	if _, err := late.Accept(); !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(err.Error(), at) {
 		t.Errorf("Accept says %v, want %v and the address %s", err, syscall.EADDRINUSE, at)
 	}
-	if _, err := openAdmin(current(t), at); !errors.Is(err, syscall.EADDRINUSE) {
+	if _, err := openAdmin(own(t), at); !errors.Is(err, syscall.EADDRINUSE) {
 		t.Errorf("openAdmin says %v, want %v", err, syscall.EADDRINUSE)
 	}
 }
@@ -193,7 +192,7 @@ func portOfAClient(t *testing.T, addr string) (at string, client *net.TCPConn) {
 // What listens is found in the kernel's table of sockets, IPv6 too, and what does not is not.
 func TestListeners(t *testing.T) {
 	t.Parallel()
-	ns := current(t)
+	ns := own(t)
 	for _, at := range []string{"127.0.0.1:0", "[::1]:0"} {
 		l, err := net.Listen("tcp", at)
 		if err != nil {

@@ -114,7 +114,7 @@ func reconcile(t *testing.T, host, dir string) {
 		Counters:             func(int) (map[string]ecs.Counters, error) { return nil, nil },
 		CanChangeHostNetwork: func(int) bool { return false },
 	})
-	ns, err := netns.Current()
+	ns, err := netns.Own()
 	if err != nil {
 		t.Fatal(err)
 	}

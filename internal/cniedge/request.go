@@ -159,11 +159,11 @@ func (r *Request) checkNetns() error {
 	if err != nil {
 		return nil
 	}
-	own, err := netns.Self()
+	own, err := netns.Own()
 	if err != nil {
 		return fmt.Errorf("looking at the plugin's own network namespace: %w", err)
 	}
-	if task == own {
+	if task == own.ID() {
 		return types.NewError(types.ErrInvalidNetNS,
 			fmt.Sprintf("CNI_NETNS is %q, which is the plugin's own network namespace: expected the task's", r.Netns), "")
 	}

@@ -9,12 +9,10 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
-
-// thread is the path of the calling thread's namespace.
-const thread = "/proc/thread-self/ns/net"
 
 // An ID tells network namespaces apart, whatever their paths.
 type ID struct{ Dev, Ino uint64 }
@@ -27,9 +25,6 @@ func Identify(path string) (ID, error) {
 	}
 	return ID{st.Dev, st.Ino}, nil
 }
-
-// Self returns the ID of the calling thread's namespace.
-func Self() (ID, error) { return Identify(thread) }
 
 // Path is the path of the namespace that a process is in.
 func Path(pid int) string { return fmt.Sprintf("/proc/%d/ns/net", pid) }
@@ -56,9 +51,17 @@ func Open(path string) (*NS, error) {
 	return &NS{path, fd, ID{st.Dev, st.Ino}}, nil
 }
 
-// Current opens the namespace of the calling thread, which is the process's own unless the
-// caller runs in [NS.Do].
-func Current() (*NS, error) { return Open(thread) }
+// Own opens the process's own namespace: every thread is in it that is not in [NS.Do]. It is
+// opened once, and stays open until the process ends.
+var Own = sync.OnceValues(func() (own *NS, err error) {
+	done := make(chan struct{})
+	go func() { // the caller may be in NS.Do
+		defer close(done)
+		own, err = Open("/proc/thread-self/ns/net")
+	}()
+	<-done
+	return own, err
+})
 
 // Close lets go of the namespace.
 func (n *NS) Close() error { return unix.Close(n.fd) }
@@ -69,34 +72,35 @@ func (n *NS) ID() ID { return n.id }
 // FD is the open descriptor, for a request that names the namespace by it.
 func (n *NS) FD() int { return n.fd }
 
-// Do runs fn on a thread that is in the namespace; what fn starts in other goroutines is
-// not. It enters nothing if the calling thread is there already, and else needs
-// CAP_SYS_ADMIN. A thread that cannot be brought back stays locked to a goroutine that ends,
-// and ends with it.
+// Do runs fn in a goroutine of its own on a thread that is in the namespace; what fn starts
+// in other goroutines is not. It enters nothing for the process's own namespace, and else
+// needs CAP_SYS_ADMIN. A thread that cannot be brought back stays locked to a goroutine that
+// ends, and ends with it.
 func (n *NS) Do(fn func() error) error {
-	if here, err := Self(); err == nil && here == n.id {
-		return fn()
+	own, err := Own()
+	if err != nil {
+		return err
 	}
 	done := make(chan error, 1)
-	go func() { done <- n.visit(fn) }()
+	go func() {
+		if n.id == own.id {
+			done <- fn()
+		} else {
+			done <- n.visit(fn, own)
+		}
+	}()
 	return <-done
 }
 
-// visit does what [NS.Do] says on the thread of its goroutine.
-func (n *NS) visit(fn func() error) error {
+// visit runs fn in the namespace on the thread of its goroutine, which comes back to own.
+func (n *NS) visit(fn func() error, own *NS) error {
 	runtime.LockOSThread()
-	home, err := Current()
-	if err != nil {
-		runtime.UnlockOSThread()
-		return err
-	}
-	defer home.Close()
 	if err := unix.Setns(n.fd, unix.CLONE_NEWNET); err != nil {
 		runtime.UnlockOSThread()
 		return fmt.Errorf("entering network namespace %s: %w", n.path, err)
 	}
-	err = fn()
-	if back := unix.Setns(home.fd, unix.CLONE_NEWNET); back != nil {
+	err := fn()
+	if back := unix.Setns(own.fd, unix.CLONE_NEWNET); back != nil {
 		return errors.Join(err, fmt.Errorf("leaving network namespace %s: %w", n.path, back))
 	}
 	runtime.UnlockOSThread()

@@ -101,7 +101,7 @@ func open(r *cniedge.Request) (*link.Host, *link.Task, error) {
 // openHost opens the plugin's own network namespace, in which the bridge stands, until the
 // process ends.
 func openHost() (*link.Host, error) {
-	ns, err := netns.Current()
+	ns, err := netns.Own()
 	if err != nil {
 		return nil, err
 	}

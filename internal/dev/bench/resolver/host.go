@@ -159,7 +159,7 @@ func (h *host) serve(service *testnet.Resolver) error {
 // bare starts a bare handler in the resolver's place.
 func (h *host) bare(ctx context.Context, file string) error {
 	err := h.ns.Do(func() error {
-		ns, err := netns.Current()
+		ns, err := netns.Open(h.ns.Path())
 		if err != nil {
 			return err
 		}
