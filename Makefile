@@ -41,6 +41,7 @@ fmt:
 
 lint:
 	go vet -tags machines ./...
+	go vet -tags man ./resolver
 	go tool staticcheck -tags machines ./...
 
 unit:
