@@ -16,7 +16,7 @@ import (
 // waits until it is ready.
 func (h *host) attachAll(t *testing.T, args ...string) {
 	t.Helper()
-	h.start(t, "/readyz", append([]string{"--auto-attach", "--log-format", "text"}, args...)...)
+	h.start(t, "/readyz", append([]string{"serve", "--auto-attach", "--log-format", "text"}, args...)...)
 }
 
 func arnOf(name string) string { return "arn:aws:ecs:us-west-2:123456789012:task/default/" + name }

@@ -10,7 +10,7 @@ import (
 )
 
 // askTime bounds a request and its answer. No answer of the resolver takes that long.
-const askTime = 20 * time.Second
+const askTime = 10 * time.Second
 
 // Transport makes connections from inside the namespace, with the dialer's options.
 func (n *Namespace) Transport(by net.Dialer) *http.Transport {
