@@ -24,7 +24,7 @@ func (a *Attacher) Run(ctx context.Context, index *docker.Index) error {
 	r := &reconciler{
 		attacher: a, recheck: index.Recheck,
 		slots: make(chan struct{}, atOnce), listed: make(chan struct{}, 1),
-		told: make(map[string]*docker.Container), warned: make(map[string]bool),
+		jobs: make(map[string]*job), warned: make(map[string]bool),
 	}
 	defer r.workers.Wait()
 	stop := index.Watch(docker.Watcher{
@@ -44,7 +44,7 @@ func (a *Attacher) Run(ctx context.Context, index *docker.Index) error {
 		case <-retry:
 		}
 		retry = nil
-		if err := r.sweep(); err != nil && ctx.Err() == nil {
+		if err := r.sweep(ctx); err != nil && ctx.Err() == nil {
 			a.Logger.Error("a container is not as it should be; trying again", "after", retryAfter, "err", err)
 			retry = time.After(retryAfter)
 		}
@@ -53,11 +53,11 @@ func (a *Attacher) Run(ctx context.Context, index *docker.Index) error {
 
 // A reconciler attaches and detaches containers, one thing to each at a time.
 //
-// A container is idle, or it stands in told and has one goroutine: that waits for a slot,
-// does what was told last, and begins again if something was told meanwhile. After a
-// failure it pauses; then it does what was told meanwhile, or else has the container
-// inspected anew, because what was told may be out of date: a process ID may be another's
-// by now.
+// A container is idle, or it has a job and one goroutine that works on it: it waits for a
+// slot, does what it was last told, and begins again if it was told something meanwhile.
+// After a failure it pauses. Then it does what it was told meanwhile. If that is nothing, it
+// tries to detach again; but to attach, it has the container inspected anew, because a
+// process ID may be another's by now. When nothing is left the job is removed.
 type reconciler struct {
 	attacher *Attacher
 	recheck  func(id string) // has the container inspected, and changed told of it
@@ -65,9 +65,15 @@ type reconciler struct {
 	listed   chan struct{} // holds a token if a sweep is to come
 	workers  sync.WaitGroup
 
-	mu     sync.Mutex                   // for what follows
-	told   map[string]*docker.Container // by ID; nil if nothing was told since the work began
-	warned map[string]bool              // containers whose host network has been logged
+	mu     sync.Mutex      // for what follows
+	jobs   map[string]*job // by container ID
+	warned map[string]bool // containers whose host network has been logged
+}
+
+// A job is what was told of a container since its goroutine began what it does now.
+type job struct {
+	told *docker.Container // nil if nothing was
+	left *ecs.Binding      // what a sweep found: a binding without its network namespace
 }
 
 // changed is told of what runs and of what has ended. It does not wait.
@@ -75,24 +81,30 @@ func (r *reconciler) changed(ctx context.Context, c docker.Container) {
 	if c.Pid != 0 && (c.Labels[ecs.LabelTaskARN] == "" || c.Joins != "") {
 		return
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	_, busy := r.told[c.ID]
-	r.told[c.ID] = &c
-	if !busy {
-		r.workers.Go(func() { r.work(ctx, c.ID) })
-	}
+	r.enqueue(ctx, c.ID, func(j *job) { j.told = &c })
 }
 
-// work reconciles a container until nothing is left to do.
-func (r *reconciler) work(ctx context.Context, id string) {
+func (r *reconciler) enqueue(ctx context.Context, id string, tell func(*job)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	j := r.jobs[id]
+	if j == nil {
+		j = &job{}
+		r.jobs[id] = j
+		r.workers.Go(func() { r.work(ctx, id, j) })
+	}
+	tell(j)
+}
+
+// work does a job until nothing is left to do.
+func (r *reconciler) work(ctx context.Context, id string, j *job) {
 	for {
 		r.slots <- struct{}{}
 		r.mu.Lock()
-		c := *r.told[id]
-		r.told[id] = nil
+		now := *j
+		*j = job{}
 		r.mu.Unlock()
-		err := r.reconcile(ctx, c)
+		err := r.reconcile(ctx, now)
 		<-r.slots
 		if err != nil && ctx.Err() == nil {
 			r.attacher.Logger.Error("a container is not as it should be; trying again", "container", id, "after", retryAfter, "err", err)
@@ -101,42 +113,81 @@ func (r *reconciler) work(ctx context.Context, id string) {
 			case <-time.After(retryAfter):
 			}
 		}
-		r.mu.Lock()
-		done := r.told[id] == nil || ctx.Err() != nil
-		if done {
-			delete(r.told, id)
-		}
-		r.mu.Unlock()
-		if done {
-			if err != nil {
-				r.recheck(id)
-			}
+		if r.over(ctx, id, j, now, err != nil) {
 			return
 		}
 	}
 }
 
-// reconcile attaches or detaches a container, as it should be now.
-func (r *reconciler) reconcile(ctx context.Context, c docker.Container) error {
-	if c.Pid != 0 && c.HostNetwork {
-		r.mu.Lock()
-		warned := r.warned[c.ID]
-		r.warned[c.ID] = true
-		r.mu.Unlock()
-		if !warned {
-			r.attacher.Logger.Warn("a container with a task's label uses the host's network and cannot have an address of its own; start it with another --network", "container", c.ID, "name", c.Name)
-		}
-		return nil
+// over ends a job with which nothing is left to do, or says what is to be tried again.
+func (r *reconciler) over(ctx context.Context, id string, j *job, done job, failed bool) bool {
+	r.mu.Lock()
+	attaching := failed && done.told != nil && done.told.Pid != 0 && j.told == nil
+	if failed && j.left == nil {
+		j.left = done.left
 	}
+	if failed && j.told == nil && !attaching {
+		j.told = done.told
+	}
+	over := *j == job{} || ctx.Err() != nil
+	if over {
+		delete(r.jobs, id)
+	}
+	r.mu.Unlock()
+	if attaching {
+		r.recheck(id)
+	}
+	return over
+}
+
+// reconcile frees what is left of a container, and attaches or detaches it, as it should be
+// now.
+func (r *reconciler) reconcile(ctx context.Context, now job) error {
 	free, err := r.attacher.lock(ctx, shared)
 	if err != nil {
 		return err
 	}
 	defer free()
-	if c.Pid == 0 {
-		return r.detach(ctx, c.ID)
+	if now.left != nil {
+		if err := r.collect(ctx, now.left.Attachment); err != nil {
+			return err
+		}
 	}
-	return r.attach(ctx, c)
+	switch c := now.told; {
+	case c == nil:
+		return nil
+	case c.Pid == 0:
+		return r.detach(ctx, c.ID)
+	case c.HostNetwork:
+		r.warn(c)
+		return nil
+	default:
+		return r.attach(ctx, *c)
+	}
+}
+
+// collect frees a binding. It looks once more whether its namespace is gone: the container
+// may have been attached anew since the sweep.
+func (r *reconciler) collect(ctx context.Context, key ecs.Attachment) error {
+	gone, err := r.attacher.gone(func(b *ecs.Binding) bool { return b.Attachment == key })
+	for _, b := range gone {
+		if err := r.attacher.del(ctx, b.Attachment, ""); err != nil {
+			return err
+		}
+		r.attacher.Logger.Info("detached a container that is gone", "container", b.Container, "addr", b.Addrs)
+	}
+	return err
+}
+
+// warn tells once of a task's container on the host's network.
+func (r *reconciler) warn(c *docker.Container) {
+	r.mu.Lock()
+	warned := r.warned[c.ID]
+	r.warned[c.ID] = true
+	r.mu.Unlock()
+	if !warned {
+		r.attacher.Logger.Warn("a container with a task's label uses the host's network and cannot have an address of its own; start it with another --network", "container", c.ID, "name", c.Name)
+	}
 }
 
 func (r *reconciler) attach(ctx context.Context, c docker.Container) error {
@@ -164,12 +215,12 @@ func (r *reconciler) detach(ctx context.Context, id string) error {
 	return err
 }
 
-// sweep has the containers inspected whose network namespace is gone, though they are
-// attached: so each is detached, or attached anew, after what is being done to it.
-func (r *reconciler) sweep() error {
+// sweep finds the bindings whose network namespace is gone, and has each freed after what is
+// being done to its container.
+func (r *reconciler) sweep(ctx context.Context) error {
 	gone, err := r.attacher.gone(func(b *ecs.Binding) bool { return b.Network == r.attacher.network.Name })
 	for _, b := range gone {
-		r.recheck(b.Container)
+		r.enqueue(ctx, b.Container, func(j *job) { j.left = b })
 	}
 	return err
 }

@@ -44,11 +44,9 @@ type inspection struct {
 	since    time.Time     // when it was asked for
 	priority priority
 	busy     bool
-	again    bool // asked for once more since it is busy
-	// reportEnd has the watcher told that the container does not run, though it did not
-	// before.
-	reportEnd bool
-	err       error // why it failed
+	again    bool  // asked for once more since it is busy
+	report   bool  // the watcher is told of the container, whatever comes of it
+	err      error // why it failed
 }
 
 func (b *backlog) init(mu *sync.Mutex) {
@@ -101,7 +99,7 @@ func (b *backlog) retry() (failed int, example error) {
 	for id, ins := range b.failed {
 		example = ins.err
 		again := b.add(id, ins.priority)
-		again.reportEnd = again.reportEnd || ins.reportEnd
+		again.report = again.report || ins.report
 	}
 	return len(b.failed), example
 }

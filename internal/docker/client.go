@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"strings"
 	"time"
 
@@ -105,9 +106,10 @@ func (c *Client) unavailable(err error) error {
 	return fmt.Errorf("%w: %s: %w", ecs.ErrDockerUnavailable, c.cli.DaemonHost(), err)
 }
 
-// explain says what to do about a daemon that does not answer.
+// explain says what to do about a daemon that does not answer. The client names no cause
+// then; where it does (a socket of somebody else's, a certificate), that is what to look at.
 func (c *Client) explain(err error) error {
-	if client.IsErrConnectionFailed(err) {
+	if client.IsErrConnectionFailed(err) && !errors.As(err, new(*url.Error)) {
 		return fmt.Errorf("nothing answers at %s: start it, or name another with --docker-host", c.cli.DaemonHost())
 	}
 	return err

@@ -135,13 +135,14 @@ func (x *Index) Run(ctx context.Context) error {
 	}
 }
 
-// connected marks the index as current.
+// connected marks the index as current, and tells the watcher what it has.
 func (x *Index) connected() {
 	x.mu.Lock()
 	x.since, x.err = time.Now(), nil
 	known := len(x.catalogue.entries)
-	x.mu.Unlock()
 	x.lost.Store(nil)
+	x.reportAll()
+	x.mu.Unlock()
 	x.triedOnce.Do(func() { close(x.tried) })
 	x.cfg.Logger.Info("the Docker daemon is connected", "host", x.daemon.cli.DaemonHost(), "containers", known)
 }

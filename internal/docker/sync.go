@@ -103,7 +103,7 @@ func (x *Index) enqueue(m *events.Message) {
 	}
 	x.mu.Lock()
 	ins := x.backlog.add(id, p)
-	ins.reportEnd = ins.reportEnd || runs || ends
+	ins.report = ins.report || runs || ends
 	x.contact = time.Now()
 	x.mu.Unlock()
 	x.gen.Add(1)
@@ -158,6 +158,9 @@ func (x *Index) compare(ctx context.Context) error {
 		if err := x.resync(ctx, false); err != nil {
 			return err
 		}
+		x.mu.Lock()
+		x.reportAll()
+		x.mu.Unlock()
 	}
 }
 
@@ -186,7 +189,6 @@ func (x *Index) resync(ctx context.Context, all bool) error {
 			x.backlog.add(id, other)
 		}
 	}
-	x.reportAll()
 	x.contact = time.Now()
 	x.mu.Unlock()
 	x.gen.Add(1)

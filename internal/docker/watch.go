@@ -10,9 +10,9 @@ import (
 // A Watcher is told what becomes of the containers, in the order in which the index learns
 // it. Its functions must not wait, nor call the index, which is locked.
 type Watcher struct {
-	// Changed is told of a container that runs, whenever it was inspected or found in the
-	// list, changed or not; and of one that has ended: with Pid 0, and with its ID alone if
-	// the daemon does not know it any more.
+	// Changed is told of a container that has started or ended, and of each that runs whenever
+	// all were compared with the daemon's list. One that has ended has Pid 0, and its ID alone
+	// if the daemon does not know it any more.
 	Changed func(Container)
 	// Listed says that all containers were compared with the daemon's list. Those that
 	// changed are told of when they have been inspected.
@@ -45,7 +45,7 @@ func (x *Index) Watch(w Watcher) (stop func()) {
 func (x *Index) Recheck(id string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.backlog.add(id, urgent).reportEnd = true
+	x.backlog.add(id, urgent).report = true
 }
 
 // learn takes down what an inspection says, and tells the watcher.
@@ -65,26 +65,34 @@ func (x *Index) learn(id string, ins *inspection, e *entry, err error) {
 	x.backlog.finish(id, ins, err)
 }
 
-// report tells the watcher of a container that runs, or has ended: it ran before, or an
-// event says so.
+// report tells the watcher of a container that has started or ended by what was known
+// before, or that it is to be told of.
 func (x *Index) report(id string, ins *inspection, before *entry) {
-	now := Container{ID: id}
+	now, pid := Container{ID: id}, 0
 	if e := x.catalogue.entries[id]; e != nil {
 		now = e.summary()
 	}
-	if x.watcher != nil && (now.Pid != 0 || ins.reportEnd || before != nil && before.pid != 0) {
+	if before != nil {
+		pid = before.pid
+	}
+	if x.watcher != nil && (ins.report || now.Pid != pid) {
 		x.watcher.Changed(now)
 	}
 }
 
-// reportAll tells the watcher of the containers that run, but for those that are about to
-// be inspected.
+// reportAll tells the watcher of the containers that run. Those that are about to be
+// inspected are told of then.
 func (x *Index) reportAll() {
 	if x.watcher == nil {
 		return
 	}
 	for id, e := range x.catalogue.entries {
-		if e.pid != 0 && x.backlog.inspections[id] == nil {
+		if e.pid == 0 {
+			continue
+		}
+		if ins := x.backlog.inspections[id]; ins != nil {
+			ins.report = true
+		} else {
 			x.watcher.Changed(e.summary())
 		}
 	}

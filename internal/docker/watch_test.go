@@ -2,6 +2,7 @@ package docker
 
 import (
 	"fmt"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -210,5 +211,58 @@ func TestAStartDoesNotWaitForOtherInspections(t *testing.T) {
 	t.Logf("told after %v", took)
 	if took > 5*time.Second {
 		t.Errorf("told after %v", took)
+	}
+}
+
+// What changes of a container without its process is not told: whoever attaches has nothing
+// to do then.
+func TestAWatcherIsNotToldOfOtherChanges(t *testing.T) {
+	t.Parallel()
+	web := fakedocker.Container(0, "", arn)
+	f, x := indexOf(t, web)
+	await(t, "the connection", connected(x))
+	r := watch(t, x)
+	r.await(t, web.ID, web.State.Pid)
+	r.forget()
+	inspections := f.Count("inspect")
+	happens(f, events.ActionHealthStatus, web)
+	await(t, "the inspection", func() error {
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		if f.Count("inspect") == inspections || len(x.backlog.inspections) > 0 {
+			return fmt.Errorf("not over")
+		}
+		return nil
+	})
+	if pids := r.pids(web.ID); pids != nil {
+		t.Errorf("told %v", pids)
+	}
+}
+
+// Where the client says why it cannot connect, that is what is told.
+func TestTheCauseOfAFailedConnection(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for c, err := l.Accept(); err == nil; c, err = l.Accept() {
+			_ = c.Close()
+		}
+	}()
+	tests := map[string]struct{ host, says string }{
+		"no socket":          {"unix://" + t.TempDir() + "/none", "nothing answers at"},
+		"no daemon, a proxy": {"tcp://" + l.Addr().String(), "EOF"},
+	}
+	for name, test := range tests {
+		c, err := NewClient(test.host)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Version(t.Context()); err == nil || !strings.Contains(err.Error(), test.says) {
+			t.Errorf("%s: %v, want %q", name, err, test.says)
+		}
 	}
 }

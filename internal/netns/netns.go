@@ -63,8 +63,13 @@ var Own = sync.OnceValues(func() (own *NS, err error) {
 	return own, err
 })
 
-// Close lets go of the namespace.
-func (n *NS) Close() error { return unix.Close(n.fd) }
+// Close lets go of the namespace. The process's own stays open.
+func (n *NS) Close() error {
+	if own, err := Own(); err == nil && n == own {
+		return nil
+	}
+	return unix.Close(n.fd)
+}
 
 // ID is the namespace's ID.
 func (n *NS) ID() ID { return n.id }
@@ -109,10 +114,14 @@ func (n *NS) visit(fn func() error, own *NS) error {
 
 // Socket opens a socket in the namespace, where it stays.
 func (n *NS) Socket(domain, kind, protocol int) (fd int, err error) {
+	fd = -1
 	err = n.Do(func() (err error) {
 		fd, err = unix.Socket(domain, kind|unix.SOCK_CLOEXEC, protocol)
 		return os.NewSyscallError("socket", err)
 	})
+	if err != nil && fd >= 0 { // it is there, but the way back was not
+		_ = unix.Close(fd)
+	}
 	return fd, err
 }
 
@@ -122,5 +131,8 @@ func (n *NS) Listen(ctx context.Context, config net.ListenConfig, network, addre
 		l, err = config.Listen(ctx, network, address)
 		return err
 	})
+	if err != nil && l != nil {
+		_ = l.Close()
+	}
 	return l, err
 }

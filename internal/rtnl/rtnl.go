@@ -92,7 +92,7 @@ func (c *Conn) Try(steps ...Step) []error {
 	}
 	answers := make([]error, len(steps))
 	err := c.exchange(message, steps[0].Doing, func(m syscall.NetlinkMessage) bool {
-		if i := m.Header.Seq - first; m.Header.Type == unix.NLMSG_ERROR && int(i) < len(steps) {
+		if i := m.Header.Seq - first; m.Header.Type == unix.NLMSG_ERROR && i < uint32(len(steps)) {
 			answers[i] = steps[i].failure(m)
 			return int(i) == len(steps)-1 // they come in order
 		}
