@@ -111,10 +111,14 @@ func (m *Machine) awaitBoot(t testing.TB) {
 	t.Logf("it is up after %v", time.Since(began).Round(time.Second))
 }
 
-// Reboot has the machine shut down and boot again.
+// Reboot has the machine shut down and boot again. The shell may be ended before it says so.
 func (m *Machine) Reboot(t testing.TB) {
 	t.Helper()
-	m.Must(t, "systemctl reboot")
+	const line = "systemctl reboot"
+	t.Logf("$ %s", line)
+	if _, err := fmt.Fprintln(m.shell, line); err != nil {
+		t.Fatal(err)
+	}
 	m.awaitBoot(t)
 }
 
