@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/invoke"
+	"github.com/containernetworking/cni/pkg/version"
 
 	"taskmeta/internal/bindingdb"
 	"taskmeta/internal/docker"
@@ -65,10 +67,12 @@ func New(c Config) (*Attacher, error) {
 		return nil, err
 	}
 	cache := filepath.Join(filepath.Dir(c.DB), "cni")
+	// libcni would make the same when it is first used, without a lock.
+	exec := &invoke.DefaultExec{RawExec: &invoke.RawExec{Stderr: os.Stderr}, PluginDecoder: version.PluginDecoder{}}
 	return &Attacher{
 		Config:   c,
 		network:  network,
-		cni:      libcni.NewCNIConfigWithCacheDir(c.PluginPath, cache, nil),
+		cni:      libcni.NewCNIConfigWithCacheDir(c.PluginPath, cache, exec),
 		bindings: bindings,
 	}, nil
 }
