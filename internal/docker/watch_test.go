@@ -254,7 +254,7 @@ func TestTheCauseOfAFailedConnection(t *testing.T) {
 	}()
 	tests := map[string]struct{ host, says string }{
 		"no socket":          {"unix://" + t.TempDir() + "/none", "nothing answers at"},
-		"no daemon, a proxy": {"tcp://" + l.Addr().String(), "EOF"},
+		"no daemon, a proxy": {"tcp://" + l.Addr().String(), "error during connect"},
 	}
 	for name, test := range tests {
 		c, err := NewClient(test.host)
