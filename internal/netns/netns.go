@@ -71,6 +71,9 @@ func (n *NS) Close() error {
 	return unix.Close(n.fd)
 }
 
+// Path is the path by which it was opened.
+func (n *NS) Path() string { return n.path }
+
 // ID is the namespace's ID.
 func (n *NS) ID() ID { return n.id }
 
