@@ -11,7 +11,6 @@ import (
 
 	"taskmeta/internal/attach"
 	"taskmeta/internal/docker"
-	"taskmeta/internal/netns"
 )
 
 // commandTime bounds a command that asks others to do something.
@@ -31,7 +30,7 @@ func (f *flags) attacher(daemon *docker.Client, log *slog.Logger) (*attach.Attac
 	if !f.hasBridge() {
 		bridge = "" // the resolver has none of its own; the plugins' stays
 	}
-	ns, err := netns.Own()
+	ns, err := f.place()
 	if err != nil {
 		return nil, err
 	}
@@ -75,7 +74,7 @@ are. CONTAINER is a name or an ID. One that is attached already stays as it is.`
 		},
 	}
 	f.dataFlags(cmd.Flags())
-	f.bridgeFlag(cmd.Flags())
+	f.placeFlags(cmd.Flags())
 	f.pluginFlags(cmd.Flags())
 	return cmd
 }
@@ -105,7 +104,7 @@ The container may have ended; one that is removed is named by its full ID.`,
 		},
 	}
 	f.dataFlags(cmd.Flags())
-	f.bridgeFlag(cmd.Flags())
+	f.placeFlags(cmd.Flags())
 	f.pluginFlags(cmd.Flags())
 	return cmd
 }

@@ -20,7 +20,6 @@ import (
 	"taskmeta/internal/attach"
 	"taskmeta/internal/bindingdb"
 	"taskmeta/internal/ecs"
-	"taskmeta/internal/netns"
 )
 
 // namesTime is how long the Docker daemon may take to name containers: they are only for
@@ -117,13 +116,13 @@ of whatever CNI network it was. What is in use stays.`,
 			})
 		},
 	}
-	f.bridgeFlag(cmd.Flags())
+	f.placeFlags(cmd.Flags())
 	f.pluginFlags(cmd.Flags())
 	return cmd
 }
 
 func repairCommand(f *flags) *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "repair",
 		Short: "Write a damaged bindings file anew, from the interfaces that exist",
 		Long: `Repair writes the bindings file anew if it is damaged or missing: from the veth
@@ -133,13 +132,16 @@ task (ARN, labels) is lost; the resolver then takes it from its containers.`,
 		Example: "  ecs-resolver bindings repair",
 		Args:    usage(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return repair(cmd.Context(), cmd.OutOrStdout(), f.db)
+			return repair(cmd.Context(), cmd.OutOrStdout(), f)
 		},
 	}
+	f.placeFlags(cmd.Flags())
+	return cmd
 }
 
 // repair writes the bindings file anew, unless nothing is wrong with it.
-func repair(ctx context.Context, w io.Writer, path string) error {
+func repair(ctx context.Context, w io.Writer, f *flags) error {
+	path := f.db
 	reader, err := bindingdb.NewReader(path, bindingdb.Options{})
 	if err != nil {
 		return err
@@ -155,7 +157,7 @@ func repair(ctx context.Context, w io.Writer, path string) error {
 	case !errors.Is(damage, ecs.ErrDamaged) && !errors.Is(damage, fs.ErrNotExist):
 		return damage
 	}
-	ns, err := netns.Own()
+	ns, err := f.place()
 	if err != nil {
 		return err
 	}

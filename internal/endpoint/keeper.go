@@ -35,12 +35,16 @@ const (
 
 // Config is what a [Keeper] needs.
 type Config struct {
-	// Netns is the network namespace that all of it stands in.
-	Netns  *netns.NS
-	Bridge string
-	Guard  guard.Mode
-	// Sockets are bound to the bridge, each time that it is made.
-	Sockets []net.Listener
+	// Netns is the network namespace that all of it stands in, and Host that of the host's
+	// interfaces. Pin is where Netns is pinned, "" if it is Host.
+	Netns, Host *netns.NS
+	Pin         string
+	Bridge      string
+	// Guard is the mode of the host's table, which there is on the host alone, and says with
+	// [guard.Off] that ports' chains are nobody's.
+	Guard guard.Mode
+	// DB is the bindings file.
+	DB string
 	// Bindings returns the bindings that there are.
 	Bindings func() ([]*ecs.Binding, error)
 	// CloseEnded ends the connections of the bindings that gone reports.
@@ -53,8 +57,9 @@ type Config struct {
 type Keeper struct {
 	cfg Config
 
-	bridge int            // index of the bridge that the sockets are bound to, 0 before the first
-	table  []netip.Prefix // subnets that the host's table was made for
+	sockets []net.Listener // bound to the bridge, each time that it is made
+	bridge  int            // index of the bridge that the sockets are bound to, 0 before the first
+	subnets []netip.Prefix // that the host's table was made for
 
 	mu    sync.Mutex // for what follows
 	err   error      // why the endpoint does not stand
@@ -111,6 +116,28 @@ func (k *Keeper) Subnets() []netip.Prefix {
 	return subnets
 }
 
+// onHost reports whether the bridge stands among the host's interfaces.
+func (k *Keeper) onHost() bool { return k.cfg.Pin == "" }
+
+// EnsureBridge makes the bridge, for sockets to be bound to.
+func (k *Keeper) EnsureBridge() error {
+	host, err := link.Open(k.cfg.Netns)
+	if err == nil {
+		_, err = host.EnsureBridge(k.cfg.Bridge, bridgeMTU)
+		host.Close()
+	}
+	if err != nil {
+		return fmt.Errorf("making the endpoint on bridge %s: %w", k.cfg.Bridge, err)
+	}
+	return nil
+}
+
+// Serve makes the endpoint for these sockets, which are bound to the bridge from then on.
+func (k *Keeper) Serve(sockets []net.Listener) error {
+	k.sockets = sockets
+	return k.Ensure()
+}
+
 // Ensure makes what is missing of the endpoint.
 func (k *Keeper) Ensure() error {
 	err := k.restore()
@@ -136,7 +163,7 @@ func (k *Keeper) restore() error {
 	if err := host.EnsureAddr(bridge, link.Endpoint); err != nil {
 		return err
 	}
-	subnets, changed, err := guard.Host{Bridge: k.cfg.Bridge, Mode: k.cfg.Guard}.Ensure(host.Conn)
+	subnets, changed, err := k.table(host)
 	if err != nil {
 		return err
 	}
@@ -154,8 +181,8 @@ func (k *Keeper) restore() error {
 	if err != nil {
 		return err
 	}
-	flushed := changed && slices.Equal(subnets, k.table) // else a new network asked for another table
-	k.table = subnets
+	flushed := changed && slices.Equal(subnets, k.subnets) // else a new network asked for another table
+	k.subnets = subnets
 	repaired := !first && (flushed || remade || guarded > 0)
 	if repaired {
 		k.cfg.Logger.Warn("the endpoint was made whole again", "bridge", bridge.Name, "bridge_made_again", remade, "table_made_again", flushed)
@@ -165,13 +192,23 @@ func (k *Keeper) restore() error {
 	return nil
 }
 
+// table makes the host's table, and returns the subnets of the bridge.
+func (k *Keeper) table(host *link.Host) (subnets []netip.Prefix, changed bool, err error) {
+	table := guard.Host{Bridge: k.cfg.Bridge, Mode: k.cfg.Guard}
+	if k.onHost() {
+		return table.Ensure(host.Conn)
+	}
+	subnets, err = table.Subnets(host.Conn)
+	return subnets, false, err
+}
+
 // bindSockets binds the sockets to a bridge that they are not bound to yet, and reports
 // whether there was one.
 func (k *Keeper) bindSockets(bridge link.Bridge) (changed bool, err error) {
 	if bridge.Index == k.bridge {
 		return false, nil
 	}
-	for _, l := range k.cfg.Sockets {
+	for _, l := range k.sockets {
 		if err := bindToDevice(l, bridge.Name); err != nil {
 			return false, fmt.Errorf("binding %s to the bridge: %w", l.Addr(), err)
 		}

@@ -87,7 +87,7 @@ func newHost(t *testing.T, mode guard.Mode) *host {
 		return s.All(), nil
 	}
 	h.Keeper = New(Config{
-		Netns: h.ns, Bridge: "ecs-bridge", Guard: mode, Sockets: []net.Listener{h.socket}, Bindings: bindings,
+		Netns: h.ns, Host: h.ns, Bridge: "ecs-bridge", Guard: mode, DB: h.db, Bindings: bindings,
 		Logger: slog.New(slog.NewTextHandler(h.log, nil)),
 		CloseEnded: func(gone func(*ecs.Binding) bool) {
 			all, err := bindings()
@@ -104,6 +104,7 @@ func newHost(t *testing.T, mode guard.Mode) *host {
 			}
 		},
 	})
+	h.sockets = []net.Listener{h.socket}
 	return h
 }
 

@@ -8,17 +8,23 @@ import (
 	"taskmeta/internal/cniedge"
 	"taskmeta/internal/guard"
 	"taskmeta/internal/link"
+	"taskmeta/internal/port"
 )
 
 // del takes an attachment away, or what is left of one: the task's namespace may be gone,
 // the task may have removed its interface, and an earlier ADD or DEL may have been killed.
 // The address comes free last.
 func del(ctx context.Context, r *cniedge.Request) error {
-	place, err := parsePlace(r.Config)
+	place, err := port.ParsePlace(r.Config)
 	if err != nil {
 		return err
 	}
-	host, err := openHost()
+	release, err := lock(ctx, r, place.IPAM)
+	if err != nil {
+		return err
+	}
+	defer release()
+	host, err := openHost(r, place.Netns)
 	if err != nil {
 		return err
 	}
@@ -28,10 +34,10 @@ func del(ctx context.Context, r *cniedge.Request) error {
 		return err
 	}
 	rest := func() error {
-		if err := guard.Remove(host.Conn, place.bridge, link.HostName(r.Attachment), ok && guarded(v)); err != nil {
+		if err := guard.Remove(host.Conn, place.Bridge, link.HostName(r.Attachment), ok && guarded(v)); err != nil {
 			return err
 		}
-		return place.release(ctx, r, "DEL")
+		return giveBack(ctx, r, place.IPAM, "DEL")
 	}
 	if !ok {
 		return rest()
@@ -47,12 +53,12 @@ func detach(host *link.Host, bridge string, v link.Veth) error {
 	return host.DelVeth(v, func() error { return guard.Remove(host.Conn, bridge, v.Name, guarded(v)) })
 }
 
-// release passes a verb that gives addresses back on to the IPAM plugin, if there is one.
-func (p place) release(ctx context.Context, r *cniedge.Request, verb string) error {
-	if p.ipam == "" {
+// giveBack passes a verb that gives addresses back on to the IPAM plugin, if there is one.
+func giveBack(ctx context.Context, r *cniedge.Request, name, verb string) error {
+	if name == "" {
 		return nil
 	}
-	plugin, err := findIPAM(r, p.ipam)
+	plugin, err := findIPAM(r, name)
 	if err != nil {
 		return err
 	}
@@ -64,7 +70,7 @@ func (p place) release(ctx context.Context, r *cniedge.Request, verb string) err
 // What was made since this process began is kept: the runtime that started it cannot have
 // known.
 func collect(ctx context.Context, r *cniedge.Request) error {
-	place, err := parsePlace(r.Config)
+	place, err := port.ParsePlace(r.Config)
 	if err != nil {
 		return err
 	}
@@ -73,17 +79,17 @@ func collect(ctx context.Context, r *cniedge.Request) error {
 		return err
 	}
 	if given {
-		err = removeStale(place.bridge, func(v link.Veth) bool {
+		err = removeStale(r, place, func(v link.Veth) bool {
 			return v.Attachment.Network == r.Network && !valid[v.Attachment] && v.Since < r.Start
 		})
 	} else {
 		slog.Warn("GC without cni.dev/valid-attachments removes nothing", "network", r.Network)
 	}
-	return errors.Join(err, place.release(ctx, r, "GC"))
+	return errors.Join(err, giveBack(ctx, r, place.IPAM, "GC"))
 }
 
-func removeStale(bridge string, stale func(link.Veth) bool) error {
-	host, err := openHost()
+func removeStale(r *cniedge.Request, place port.Place, stale func(link.Veth) bool) error {
+	host, err := openHost(r, place.Netns)
 	if err != nil {
 		return err
 	}
@@ -98,7 +104,7 @@ func removeStale(bridge string, stale func(link.Veth) bool) error {
 			continue
 		}
 		slog.Info("removing", "container", v.Attachment.Container, "ifname", v.Attachment.IfName, "veth", v.Name)
-		errs = append(errs, detach(host, bridge, v))
+		errs = append(errs, detach(host, place.Bridge, v))
 	}
-	return errors.Join(append(errs, guard.Sweep(host.Conn, bridge))...)
+	return errors.Join(append(errs, guard.Sweep(host.Conn, place.Bridge))...)
 }
