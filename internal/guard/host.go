@@ -3,6 +3,7 @@ package guard
 import (
 	"bytes"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 
@@ -18,8 +19,8 @@ import (
 // one table, the same however many tasks there are, that keeps the tasks from everything but
 // the endpoint, and the host's other interfaces and its own processes from the bridge. Each
 // rule is about what comes in or goes out by the bridge, or comes for an address that no
-// other interface has: what others say to one another is none of its business, whatever
-// their addresses. IPv4 addresses are kept apart by routes, not here.
+// other interface has: what others say to one another is none of its business, whatever their
+// addresses. For IPv4, routes say the same a second time (link.Host.EnsurePrivate).
 type Host struct {
 	Bridge string
 	// Mode is that of the bridge's ports. Only [Strict] keeps tasks from the host's
@@ -59,23 +60,23 @@ func (h Host) Ensure(c *rtnl.Conn) (subnets []netip.Prefix, changed bool, err er
 	if subnets, err = h.Subnets(c); err != nil {
 		return nil, false, err
 	}
-	endpoints, err := h.endpoints(c, subnets)
+	addrs, err := h.addrs(c, subnets)
 	if err != nil {
 		return nil, false, err
 	}
-	changed, err = h.install(c, endpoints)
+	changed, err = h.install(c, addrs)
 	return subnets, changed, err
 }
 
-// install makes the table for those endpoints, and reports whether it was another.
-func (h Host) install(c *rtnl.Conn, endpoints []hostEndpoint) (changed bool, err error) {
+// install makes the table for those addresses, and reports whether it was another.
+func (h Host) install(c *rtnl.Conn, addrs []hostAddr) (changed bool, err error) {
 	conn, err := dial(c)
 	if err != nil {
 		return false, err
 	}
 	defer conn.CloseLasting()
 	table := h.table()
-	want := h.chains(endpoints)
+	want := h.chains(addrs)
 	whole, err := holds(conn, table, want)
 	if err != nil || whole {
 		return false, err
@@ -109,7 +110,7 @@ func (h Host) Check(c *rtnl.Conn) error {
 	if err != nil {
 		return err
 	}
-	endpoints, err := h.endpoints(c, subnets)
+	addrs, err := h.addrs(c, subnets)
 	if err != nil {
 		return err
 	}
@@ -119,7 +120,7 @@ func (h Host) Check(c *rtnl.Conn) error {
 	}
 	defer conn.CloseLasting()
 	table := h.table()
-	whole, err := holds(conn, table, h.chains(endpoints))
+	whole, err := holds(conn, table, h.chains(addrs))
 	if err == nil && !whole {
 		err = fmt.Errorf("%w: table inet %s is missing or was changed", ErrOpen, table.Name)
 	}
@@ -191,15 +192,15 @@ func (h Host) Subnets(c *rtnl.Conn) ([]netip.Prefix, error) {
 	return subnets, nil
 }
 
-// A hostEndpoint is an address of the bridge at which tasks ask.
-type hostEndpoint struct {
-	netip.Addr
-	// alone is set if no other interface has the address.
-	alone bool
+// A hostAddr is an address of the bridge in its subnet.
+type hostAddr struct {
+	netip.Prefix
+	endpoint bool // tasks ask there
+	alone    bool // no other interface has it
 }
 
-// endpoints are [ecs.EndpointAddr] and the bridge's IPv6 addresses.
-func (h Host) endpoints(c *rtnl.Conn, subnets []netip.Prefix) ([]hostEndpoint, error) {
+// addrs are [ecs.EndpointAddr], and those of the bridge's subnets.
+func (h Host) addrs(c *rtnl.Conn, subnets []netip.Prefix) ([]hostAddr, error) {
 	link, err := c.Link(h.Bridge)
 	if err != nil {
 		return nil, err
@@ -208,14 +209,15 @@ func (h Host) endpoints(c *rtnl.Conn, subnets []netip.Prefix) ([]hostEndpoint, e
 	if err != nil {
 		return nil, err
 	}
-	endpoints := []hostEndpoint{{Addr: ecs.EndpointAddr}}
-	for _, s := range subnets {
-		if s.Addr().Is6() {
-			elsewhere := slices.ContainsFunc(all, func(a rtnl.Addr) bool { return a.Index != link.Index && a.Addr() == s.Addr() })
-			endpoints = append(endpoints, hostEndpoint{s.Addr(), !elsewhere})
-		}
+	alone := func(p netip.Prefix) bool {
+		return !slices.ContainsFunc(all, func(a rtnl.Addr) bool { return a.Index != link.Index && a.Addr() == p.Addr() })
 	}
-	return endpoints, nil
+	endpoint := netip.PrefixFrom(ecs.EndpointAddr, ecs.EndpointAddr.BitLen())
+	addrs := []hostAddr{{endpoint, true, alone(endpoint)}}
+	for _, s := range subnets {
+		addrs = append(addrs, hostAddr{s, s.Addr().Is6(), alone(s)})
+	}
+	return addrs, nil
 }
 
 // A hostChain is one of the table's chains as it should be.
@@ -231,7 +233,7 @@ func base(name string, hook *nftables.ChainHook, priority *nftables.ChainPriorit
 
 // chains is the whole table. "raw" and "rawout" come before connection tracking, which
 // requests pass by, and before anyone's address translation.
-func (h Host) chains(endpoints []hostEndpoint) []hostChain {
+func (h Host) chains(addrs []hostAddr) []hostChain {
 	var raw, in, forward, out []*nftables.Rule
 	add := func(to *[]*nftables.Rule, exprs ...[]expr.Any) {
 		*to = append(*to, &nftables.Rule{Exprs: join(exprs...)})
@@ -244,18 +246,28 @@ func (h Host) chains(endpoints []hostEndpoint) []hostChain {
 	toBridge := meta(expr.MetaKeyOIFNAME, expr.CmpOpEq, bridge)
 	toSelf := meta(expr.MetaKeyOIFNAME, expr.CmpOpEq, lo)
 
-	for _, e := range endpoints {
-		add(&raw, fromBridge, to(e.Addr), tcpPort(2), notrack(), accept)
-		add(&out, toBridge, from(e.Addr), tcpPort(0), notrack())
-		if e.alone {
-			add(&out, toSelf, to(e.Addr), tcpPort(2), drop)
-			if h.Mode == Strict {
-				add(&in, fromElsewhere, to(e.Addr), drop)
-			}
+	six := false
+	for _, a := range addrs {
+		to, from := to(a.Addr()), from(a.Addr())
+		if a.endpoint {
+			six = six || a.Addr().Is6()
+			add(&raw, fromBridge, to, tcpPort(2), notrack(), accept)
+			add(&out, toBridge, from, tcpPort(0), notrack())
+		}
+		if !a.alone {
+			continue
+		}
+		if a.endpoint {
+			add(&out, toSelf, to, tcpPort(2), drop)
+		}
+		if h.Mode == Strict || a.Addr() == ecs.EndpointAddr {
+			add(&in, fromElsewhere, to, drop)
+		} else {
+			add(&in, fromElsewhere, to, fromSubnet(a.Prefix), drop)
 		}
 	}
 	if h.Mode == Strict {
-		if len(endpoints) > 1 {
+		if six {
 			add(&raw, fromBridge, solicitation(), accept)
 		}
 		add(&raw, fromBridge, drop)
@@ -263,15 +275,12 @@ func (h Host) chains(endpoints []hostEndpoint) []hostChain {
 	}
 	add(&forward, fromBridge, toBridge, drop)
 
-	all := []hostChain{
+	return []hostChain{
 		{base("raw", nftables.ChainHookPrerouting, nftables.ChainPriorityRaw), raw},
+		{base("in", nftables.ChainHookInput, nftables.ChainPriorityFilter), in},
 		{base("forward", nftables.ChainHookForward, nftables.ChainPriorityFilter), forward},
 		{base("rawout", nftables.ChainHookOutput, nftables.ChainPriorityRaw), out},
 	}
-	if len(in) > 0 {
-		all = append(all, hostChain{base("in", nftables.ChainHookInput, nftables.ChainPriorityFilter), in})
-	}
-	return all
 }
 
 // holds reports whether the kernel's table is the wanted one.
@@ -325,6 +334,12 @@ func to(addr netip.Addr) []expr.Any { return join(family(addr), destination(addr
 
 func from(addr netip.Addr) []expr.Any {
 	return join(family(addr), eq(expr.PayloadBaseNetworkHeader, sourceOffset(addr), addr.AsSlice()))
+}
+
+// fromSubnet matches the source.
+func fromSubnet(s netip.Prefix) []expr.Any {
+	mask := net.CIDRMask(s.Bits(), s.Addr().BitLen())
+	return masked(expr.PayloadBaseNetworkHeader, sourceOffset(s.Addr()), mask, expr.CmpOpEq, s.Masked().Addr().AsSlice())
 }
 
 // tcpPort matches TCP with the endpoint's port as its source (offset 0) or destination

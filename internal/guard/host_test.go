@@ -46,7 +46,10 @@ func TestEnsureRepairsTheTable(t *testing.T) {
 		}
 	}
 	in(t, ns, exec.Command("ip", "addr", "add", "10.9.0.1/24", "dev", "ecs-bridge").Run)
-	ensure(false, "another subnet of IPv4, which routes keep apart")
+	ensure(true, "another subnet")
+	if got := nft(t, ns, "list", "ruleset"); !strings.Contains(got, `iifname != "ecs-bridge" iifname != "lo" ip daddr 10.9.0.1`) {
+		t.Errorf("the new subnet's address is missing:\n%s", got)
+	}
 	in(t, ns, exec.Command("ip", "addr", "add", "fd00:9::1/64", "nodad", "dev", "ecs-bridge").Run)
 	ensure(true, "another endpoint")
 	const dropped = `iifname != "ecs-bridge" iifname != "lo" ip6 daddr fd00:9::1`
@@ -90,6 +93,7 @@ func TestEnsureWithoutABridge(t *testing.T) {
 func TestEachBridgeHasATableOfItsOwn(t *testing.T) {
 	t.Parallel()
 	ns, _ := host(t, "169.254.172.1/22", "fd00:ec2::172:1/112")
+	in(t, ns, exec.Command("ip", "addr", "add", "169.254.172.1/22", "dev", "lo").Run)
 	names := map[string]string{"ecs-bridge": "ecs_guard", "ecs_bridge": "ecs_guard_ecs_5fbridge", "b-2": "ecs_guard_b-2", "b~2": "ecs_guard_b_7e2", "b_2": "ecs_guard_b_5f2"}
 	for bridge := range names {
 		if bridge != "ecs-bridge" {
