@@ -123,7 +123,9 @@ func (k *Keeper) onHost() bool { return k.cfg.Pin == "" }
 func (k *Keeper) EnsureBridge() error {
 	host, err := link.Open(k.cfg.Netns)
 	if err == nil {
-		_, err = host.EnsureBridge(k.cfg.Bridge, bridgeMTU)
+		if err = CheckOurs(host, k.cfg.Bridge, k.cfg.Bindings); err == nil {
+			_, err = host.EnsureBridge(k.cfg.Bridge, bridgeMTU)
+		}
 		host.Close()
 	}
 	if err != nil {

@@ -35,6 +35,8 @@ type Bridge struct {
 	Index int
 	MAC   net.HardwareAddr
 	Up    bool
+	// Made is set for one that was made here, which its MAC says.
+	Made bool
 }
 
 // bridgeMAC is the MAC of the bridges made here. It is set, since a bridge would else
@@ -51,7 +53,7 @@ func (h *Host) Bridge(name string) (Bridge, error) {
 	if l.Kind != "bridge" {
 		return Bridge{}, fmt.Errorf("interface %s is a %s: expected a bridge, or no interface of that name", name, l.Kind)
 	}
-	return Bridge{Name: name, Index: l.Index, MAC: l.MAC, Up: l.Up}, nil
+	return Bridge{Name: name, Index: l.Index, MAC: l.MAC, Up: l.Up, Made: bytes.Equal(l.MAC, bridgeMAC)}, nil
 }
 
 // EnsureBridge makes the bridge, or takes the one that is there with the MAC that it has, and
@@ -84,7 +86,7 @@ func (h *Host) EnsureBridge(name string, mtu int) (Bridge, error) {
 // kernel does not say, and it forgets all neighbours on the bridge each time that one is set,
 // be it the same.
 func (h *Host) keepMAC(b Bridge) error {
-	if bytes.Equal(b.MAC, bridgeMAC) || b.MAC == nil {
+	if b.Made || b.MAC == nil {
 		return nil
 	}
 	ports, err := h.Ports(b)
@@ -145,6 +147,19 @@ func (h *Host) EnsureAddr(b Bridge, p netip.Prefix) error {
 		}
 	}
 	return errors.Join(err, h.Do(rtnl.DelAddr(b.Index, p)))
+}
+
+// OthersAddrs are the addresses of the bridge that were not given here, as far as the kernel
+// keeps that, and are not of its own making.
+func (h *Host) OthersAddrs(b Bridge) ([]netip.Prefix, error) {
+	all, err := h.Addrs(b.Index)
+	var others []netip.Prefix
+	for _, a := range all {
+		if a.Proto != addrProto && !(a.Addr().Is6() && a.Addr().IsLinkLocalUnicast()) {
+			others = append(others, a.Prefix)
+		}
+	}
+	return others, err
 }
 
 // CheckAddrs names the first of the addresses that the bridge lacks.
