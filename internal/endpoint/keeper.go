@@ -8,6 +8,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -50,17 +51,18 @@ type Config struct {
 type Keeper struct {
 	cfg Config
 
-	sockets []net.Listener              // bound to the bridge, each time that it is made
-	bridge  int                         // index of the bridge that they are bound to, 0 before the first
-	subnets []netip.Prefix              // that the host's table was made for
-	specs   map[*ecs.Binding]*port.Spec // nil for a binding that is not to be kept
-	rules   guard.Rules                 // that were found to be right
-	failing map[ecs.Attachment]*failure // ports that could not be made whole
-	strays  []*netns.NS                 // that were pinned in the place of Netns
-	pinLost bool                        // and could not be made again
-	tasks   int                         // how many tasks' ends were looked at, in turn
-	soon    bool                        // something was held by others: look again
-	index   atomic.Int64                // of the bridge, for the watch
+	sockets  []net.Listener              // bound to the bridge, each time that it is made
+	bridge   int                         // index of the bridge that they are bound to, 0 before the first
+	subnets  []netip.Prefix              // that the host's table was made for
+	gateways map[netip.Prefix]bool       // of the ports, at the last look
+	specs    map[*ecs.Binding]*port.Spec // nil for a binding that is not to be kept
+	rules    guard.Rules                 // that were found to be right
+	failing  map[ecs.Attachment]*failure // ports that could not be made whole
+	strays   []*netns.NS                 // that were pinned in the place of Netns
+	pinLost  bool                        // and could not be made again
+	tasks    int                         // how many tasks' ends were looked at, in turn
+	soon     bool                        // something was held by others: look again
+	index    atomic.Int64                // of the bridge, for the watch
 
 	mu    sync.Mutex // for what follows
 	err   error      // why the endpoint does not stand
@@ -135,7 +137,9 @@ func (k *Keeper) onHost() bool { return k.cfg.Pin == "" }
 func (k *Keeper) EnsureBridge() error {
 	host, err := link.Open(k.cfg.Netns)
 	if err == nil {
-		_, err = host.EnsureBridge(k.cfg.Bridge, bridgeMTU)
+		if err = CheckOurs(host, k.cfg.Bridge, k.cfg.Bindings); err == nil {
+			_, err = host.EnsureBridge(k.cfg.Bridge, bridgeMTU)
+		}
 		host.Close()
 	}
 	if err != nil {
@@ -186,11 +190,11 @@ func (k *Keeper) restore(ctx context.Context, ends bool) error {
 	defer places.close()
 	bindings, readErr := k.cfg.Bindings() // the bindings' own check says so
 	specs := k.specsOf(bindings, append([]*link.Host{host}, places.hosts()...))
-	readdressed, err := ensureGateways(host, bridge, specs)
+	readdressed, err := k.ensureGateways(host, bridge, specs)
 	if err != nil {
 		return err
 	}
-	subnets, changed, err := k.table(host)
+	subnets, changed, err := k.table(bridge, host)
 	if err != nil {
 		return err
 	}
@@ -229,14 +233,16 @@ func (k *Keeper) restore(ctx context.Context, ends bool) error {
 }
 
 // ensureGateways gives the bridge the gateways of all ports, and reports whether one was
-// missing that was there before.
-func ensureGateways(host *link.Host, bridge link.Bridge, specs []*port.Spec) (added bool, err error) {
+// missing that was there before: that of a new network may be there before its ADD gives it.
+func (k *Keeper) ensureGateways(host *link.Host, bridge link.Bridge, specs []*port.Spec) (again bool, err error) {
 	want := make(map[netip.Prefix]bool)
 	for _, s := range specs {
 		for _, gateway := range s.Grant.Gateways {
 			want[gateway] = true
 		}
 	}
+	known := k.gateways
+	k.gateways = maps.Clone(want)
 	if len(want) == 0 {
 		return false, nil
 	}
@@ -249,21 +255,29 @@ func ensureGateways(host *link.Host, bridge link.Bridge, specs []*port.Spec) (ad
 	}
 	for gateway := range want {
 		if err := host.EnsureAddr(bridge, gateway); err != nil {
-			return added, err
+			return again, err
 		}
-		added = true
+		again = again || known[gateway]
 	}
-	return added, nil
+	return again, nil
 }
 
-// table makes the host's table, and returns the subnets of the bridge.
-func (k *Keeper) table(host *link.Host) (subnets []netip.Prefix, changed bool, err error) {
-	table := guard.Host{Bridge: k.cfg.Bridge, Mode: k.cfg.Guard}
-	if k.onHost() {
-		return table.Ensure(host.Conn)
-	}
+// table keeps the bridge apart from the host's other interfaces, by routes and by the host's
+// table, and returns the subnets of the bridge.
+func (k *Keeper) table(bridge link.Bridge, host *link.Host) (subnets []netip.Prefix, changed bool, err error) {
+	table := guard.Host{Bridge: bridge.Name, Mode: k.cfg.Guard}
 	subnets, err = table.Subnets(host.Conn)
-	return subnets, false, err
+	if err != nil || !k.onHost() {
+		return subnets, false, err
+	}
+	routed, err := host.EnsurePrivate(bridge, k.cfg.Guard != guard.Strict)
+	if err != nil {
+		return nil, false, err
+	}
+	after, changed, err := table.Ensure(host.Conn)
+	// An address that came meanwhile is one of the next time.
+	known := k.cfg.Guard == guard.Off || slices.Equal(subnets, after)
+	return subnets, (changed || routed) && known, err
 }
 
 // bindSockets binds the sockets to a bridge that they are not bound to yet, and reports

@@ -295,10 +295,12 @@ func TestWhatIsRemovedIsMadeAgain(t *testing.T) {
 func TestTheHostsTableIsMadeAgain(t *testing.T) {
 	t.Parallel()
 	for name, remove := range map[string]string{
-		"the table":         "nft delete table inet ecs_guard",
-		"a chain's rules":   "nft flush chain inet ecs_guard forward",
-		"a rule too many":   "nft insert rule inet ecs_guard forward accept",
-		"the whole ruleset": "nft flush ruleset",
+		"the table":              "nft delete table inet ecs_guard",
+		"a chain's rules":        "nft flush chain inet ecs_guard forward",
+		"a rule too many":        "nft insert rule inet ecs_guard forward accept",
+		"the whole ruleset":      "nft flush ruleset",
+		"the rules of routing":   "ip rule flush; ip rule add lookup main pref 32766",
+		"the endpoint's address": "ip address del 169.254.170.2/32 dev ecs-bridge",
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -306,10 +308,11 @@ func TestTheHostsTableIsMadeAgain(t *testing.T) {
 			h.run(t)
 			h.attach(t, "c1", "")
 			testnet.Await(t, "the table for the task's subnet", func() error { return h.whole(t) })
-			before := h.sh(t, "nft --stateless list table inet ecs_guard")
+			const table = "nft --stateless list table inet ecs_guard || true; ip rule | grep ^172: | sort; ip route show table all dev ecs-bridge | sort"
+			before := h.sh(t, table)
 			h.sh(t, remove)
 			testnet.Await(t, "the table", func() error {
-				if now := h.sh(t, "nft --stateless list table inet ecs_guard || true"); now != before {
+				if now := h.sh(t, table); now != before {
 					return errors.New(now)
 				}
 				return h.whole(t)
@@ -363,9 +366,10 @@ func TestANewNetworkIsNoRepair(t *testing.T) {
 	h.run(t)
 	h.attach(t, "c1", "")
 	h.attach(t, "c2", `, "ipv4-subnet": "10.9.0.0/24"`)
-	testnet.Await(t, "the table for both subnets", func() error {
-		if table := h.sh(t, "nft list table inet ecs_guard"); !strings.Contains(table, "10.9.0.0/24") || !strings.Contains(table, "169.254.172.0/22") {
-			return errors.New(table)
+	testnet.Await(t, "the routes of both subnets", func() error {
+		// The host reaches neither, and what comes in by the bridge finds both.
+		if routes := h.sh(t, "ip route show table all"); strings.Count(routes, "10.9.0.0/24 dev ecs-bridge table ") != 1 || strings.Count(routes, "169.254.172.0/22 dev ecs-bridge table ") != 1 || strings.Contains(h.sh(t, "ip route"), "ecs-bridge") {
+			return errors.New(routes)
 		}
 		return h.whole(t)
 	})

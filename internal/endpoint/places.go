@@ -146,6 +146,9 @@ func (k *Keeper) clearPlace(p *place, specs []*port.Spec) error {
 			return err
 		}
 	}
+	if _, err := p.RemovePrivate(k.cfg.Bridge); err != nil {
+		return err
+	}
 	if _, err := (guard.Host{Bridge: k.cfg.Bridge}).Remove(p.Conn); err != nil {
 		return err
 	}
@@ -165,7 +168,7 @@ func ClearBridge(host *link.Host, b link.Bridge, specs []*port.Spec) error {
 	if err != nil {
 		return err
 	}
-	if b.Made() && len(ports) == 0 {
+	if b.Made && len(ports) == 0 {
 		return host.DelBridge(b)
 	}
 	ours := map[netip.Prefix]bool{link.Endpoint: true}
