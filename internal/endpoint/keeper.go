@@ -20,7 +20,6 @@ import (
 	"taskmeta/internal/guard"
 	"taskmeta/internal/link"
 	"taskmeta/internal/netns"
-	"taskmeta/internal/port"
 )
 
 // bridgeMTU is what the plugin gives a bridge by default, in bytes.
@@ -55,7 +54,7 @@ type Keeper struct {
 	bridge   int                         // index of the bridge that they are bound to, 0 before the first
 	subnets  []netip.Prefix              // that the host's table was made for
 	gateways map[netip.Prefix]bool       // of the ports, at the last look
-	specs    map[*ecs.Binding]*port.Spec // nil for a binding that is not to be kept
+	kept     map[*ecs.Binding]*kept      // nil for a binding whose port is not to be kept
 	rules    guard.Rules                 // that were found to be right
 	failing  map[ecs.Attachment]*failure // ports that could not be made whole
 	strays   []*netns.NS                 // that were pinned in the place of Netns
@@ -88,7 +87,7 @@ type Broken struct {
 
 // New returns a keeper that has not done anything yet.
 func New(cfg Config) *Keeper {
-	return &Keeper{cfg: cfg, specs: make(map[*ecs.Binding]*port.Spec), failing: make(map[ecs.Attachment]*failure)}
+	return &Keeper{cfg: cfg, kept: make(map[*ecs.Binding]*kept), failing: make(map[ecs.Attachment]*failure)}
 }
 
 // Err is why the endpoint does not stand, or nil. A resolver without a bridge has no
@@ -189,8 +188,8 @@ func (k *Keeper) restore(ctx context.Context, ends bool) error {
 	places := k.openPlaces()
 	defer places.close()
 	bindings, readErr := k.cfg.Bindings() // the bindings' own check says so
-	specs := k.specsOf(bindings, append([]*link.Host{host}, places.hosts()...))
-	readdressed, err := k.ensureGateways(host, bridge, specs)
+	ports := k.keptOf(bindings, append([]*link.Host{host}, places.hosts()...))
+	readdressed, err := k.ensureGateways(host, bridge, ports)
 	if err != nil {
 		return err
 	}
@@ -203,7 +202,7 @@ func (k *Keeper) restore(ctx context.Context, ends bool) error {
 	if err != nil {
 		return err
 	}
-	mended, moved, err := k.mendPorts(ctx, host, bridge, specs, places, ends)
+	mended, moved, links, err := k.mendPorts(ctx, host, bridge, ports, places, ends)
 	if err != nil {
 		return err
 	}
@@ -216,28 +215,25 @@ func (k *Keeper) restore(ctx context.Context, ends bool) error {
 	if moved > 0 {
 		k.cfg.Logger.Info("ports were moved to the endpoint's network namespace", "bridge", bridge.Name, "ports", moved)
 	}
-	k.clear(places, specs)
-	ports, err := host.Ports(bridge)
-	if err != nil {
-		return err
-	}
+	k.clear(places, ports)
+	on := readPorts(host, links, ports)
 	var held Held
 	if readErr == nil {
 		if bindings, err := k.cfg.Bindings(); err == nil { // read after the ports
 			held = HeldBy(bindings)
 		}
 	}
-	k.found(UnknownPorts(host, ports, held), !first && (flushed || remade || pinned || readdressed || mended > 0))
-	k.cfg.CloseEnded(without(host, ports))
+	k.found(UnknownPorts(host, on, held), !first && (flushed || remade || pinned || readdressed || mended > 0))
+	k.cfg.CloseEnded(without(host, on))
 	return nil
 }
 
 // ensureGateways gives the bridge the gateways of all ports, and reports whether one was
 // missing that was there before: that of a new network may be there before its ADD gives it.
-func (k *Keeper) ensureGateways(host *link.Host, bridge link.Bridge, specs []*port.Spec) (again bool, err error) {
+func (k *Keeper) ensureGateways(host *link.Host, bridge link.Bridge, ports []*kept) (again bool, err error) {
 	want := make(map[netip.Prefix]bool)
-	for _, s := range specs {
-		for _, gateway := range s.Grant.Gateways {
+	for _, p := range ports {
+		for _, gateway := range p.Grant.Gateways {
 			want[gateway] = true
 		}
 	}
