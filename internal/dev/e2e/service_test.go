@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -168,6 +169,59 @@ func TestSystemdIsTold(t *testing.T) {
 		} else if got != "WATCHDOG=1" {
 			t.Errorf("at the end systemd is told %q; want STOPPING=1", got)
 		}
+	}
+}
+
+// Every signal that ends the resolver lets it answer what is being asked. A terminal that is
+// closed sends SIGHUP; under nohup the resolver goes on.
+func TestSignalsLetRequestsFinish(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts the resolver")
+	}
+	for name, test := range map[string]struct {
+		signal  syscall.Signal
+		program []string
+		ends    bool
+	}{
+		"SIGTERM":            {syscall.SIGTERM, nil, true},
+		"SIGINT":             {syscall.SIGINT, nil, true},
+		"SIGHUP":             {syscall.SIGHUP, nil, true},
+		"SIGHUP under nohup": {syscall.SIGHUP, []string{"nohup"}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ns, dir := testnet.T(t), t.TempDir()
+			const at = "127.0.0.1:51679"
+			words := append(test.program, filepath.Join(bin, "ecs-resolver"), "--bridge", "none", "--witness", "off", "--listen", at,
+				"--db", filepath.Join(dir, "bindings.db"), "--docker-host", "unix://"+filepath.Join(dir, "docker.sock"))
+			resolver := &testnet.Resolver{Host: ns, Program: words[0], Args: words[1:], LogFile: filepath.Join(dir, "resolver.log")}
+			resolver.Serve(t, "/healthz")
+			c, err := ns.DialContext(t.Context(), "tcp", at)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			if _, err := c.Write([]byte("GET /v2/metadata HTTP/1.1\r\n")); err != nil {
+				t.Fatal(err)
+			}
+			// Connections are accepted in turn: the one before is the resolver's by now.
+			if _, _, err := ns.Ask(t.Context(), "http://"+at+"/v2/metadata"); err != nil {
+				t.Fatal(err)
+			}
+			if err := syscall.Kill(resolver.Pid(), test.signal); err != nil {
+				t.Fatal(err)
+			}
+			if test.ends {
+				resolver.AwaitLog(t, `"msg":"ending"`)
+			}
+			if _, err := c.Write([]byte("Host: " + at + "\r\n\r\n")); err != nil {
+				t.Fatal(err)
+			}
+			answer, err := http.ReadResponse(bufio.NewReader(c), nil)
+			if err != nil || answer.StatusCode != http.StatusForbidden {
+				t.Errorf("the request under way is answered with %v, %v; want 403", answer, err)
+			}
+		})
 	}
 }
 
