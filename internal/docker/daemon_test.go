@@ -282,16 +282,20 @@ func TestARealDaemonsStatistics(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(t, "a daemon that stops sending", func() error {
-		if _, err := h.x.Stats(t.Context(), []string{app}); !errors.Is(err, ecs.ErrStatsTimeout) {
-			return fmt.Errorf("Stats: %v, want %v", err, ecs.ErrStatsTimeout)
+		stats, err := h.x.Stats(t.Context(), []string{app})
+		if errors.Is(err, ecs.ErrDockerUnavailable) || err == nil && stats[app] == nil {
+			return nil // the daemon's hang may be noticed before
 		}
-		return nil
+		return fmt.Errorf("Stats: %s, %v, want none", stats, err)
 	})
 	if err := h.Resume(); err != nil {
 		t.Fatal(err)
 	}
 	await(t, "the recovery", func() error {
-		_, err := h.x.Stats(t.Context(), []string{app})
+		stats, err := h.x.Stats(t.Context(), []string{app})
+		if err == nil && stats[app] == nil {
+			err = errNone
+		}
 		return err
 	})
 }

@@ -42,9 +42,10 @@ type times struct {
 
 	retryMin, retryMax time.Duration // between attempts to reach a daemon that is gone
 
-	sample time.Duration // for a container's statistics
-	fresh  time.Duration // for which a sample answers questions
-	idle   time.Duration // for which statistics flow on without a question
+	sample  time.Duration // for a container's statistics
+	fresh   time.Duration // for which a sample answers questions
+	silence time.Duration // after which a stream of statistics is opened anew; Docker samples once a second
+	idle    time.Duration // for which statistics flow on without a question
 }
 
 var defaultTimes = times{
@@ -58,6 +59,7 @@ var defaultTimes = times{
 	retryMax: 3 * time.Second,
 	sample:   2500 * time.Millisecond,
 	fresh:    2 * time.Second,
+	silence:  5 * time.Second,
 	idle:     time.Minute,
 }
 

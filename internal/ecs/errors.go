@@ -24,6 +24,4 @@ var (
 	ErrTaskNotReady = errors.New("no container of the task is known yet")
 	// ErrNoContainer: the task has no container of that ID or name.
 	ErrNoContainer = errors.New("no such container in the task")
-	// ErrStatsTimeout: no full sample of a container's statistics came in time.
-	ErrStatsTimeout = errors.New("no statistics came in time")
 )

@@ -46,13 +46,11 @@ var (
 		message: "no container of the task has been seen yet; try again later"}
 	dockerUnavailable = &refusal{status: http.StatusServiceUnavailable, code: "DockerUnavailable", retryAfter: "5",
 		message: "the Docker daemon does not answer; try again later"}
-	statsTimeout = &refusal{status: http.StatusGatewayTimeout, code: "StatsTimeout",
-		message: "no statistics came from the Docker daemon in time; try again"}
 )
 
 var refusals = []*refusal{
 	noBinding, forwardedRequest, hostNotAllowed, witnessFailed, notFound, containerNotFound, methodNotAllowed,
-	rateLimited, internalError, bindingsUnavailable, taskNotReady, dockerUnavailable, statsTimeout,
+	rateLimited, internalError, bindingsUnavailable, taskNotReady, dockerUnavailable,
 }
 
 // Error makes a refusal an error, so that it can travel with its cause wrapped beside it.
@@ -89,8 +87,6 @@ func dockerRefusal(err error) error {
 		return taskNotReady.because(err)
 	case errors.Is(err, ecs.ErrNoContainer):
 		return containerNotFound.because(err)
-	case errors.Is(err, ecs.ErrStatsTimeout):
-		return statsTimeout.because(err)
 	default:
 		return dockerUnavailable.because(err)
 	}

@@ -43,8 +43,8 @@ type Config struct {
 	// TaskOf finds the task of a binding, and how old that knowledge is if it could not
 	// be kept current. An unchanged task is the same pointer.
 	TaskOf func(context.Context, *ecs.Binding) (*ecs.Task, time.Duration, error)
-	// Stats gives Docker's statistics of the containers by ID; those that do not run are
-	// missing or nil. It returns [ecs.ErrStatsTimeout] rather than wait for long.
+	// Stats gives Docker's statistics of the containers by ID. Those that do not run, and
+	// those of which none come within seconds, are missing or nil.
 	Stats func(ctx context.Context, containerIDs []string) (map[string]json.RawMessage, error)
 	// Witness confirms, once for each connection, that the client's end of it belongs to
 	// the binding's task; nil confirms all.
