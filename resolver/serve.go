@@ -94,7 +94,14 @@ func serve(ctx context.Context, s settings) error {
 		return err
 	}
 	defer r.sockets.close()
-	if err := keepOnly(capabilities(s)); err != nil {
+	foreign, err := isForeign(r.dockerHost)
+	if err != nil {
+		return err
+	}
+	if foreign {
+		r.log.Warn("the Docker daemon's socket is another user's: CAP_DAC_OVERRIDE is kept to open it", "host", r.dockerHost)
+	}
+	if err := keepOnly(capabilities(s, foreign)); err != nil {
 		return err
 	}
 	for _, l := range r.sockets.api {
@@ -106,14 +113,15 @@ func serve(ctx context.Context, s settings) error {
 // parts are what a resolver consists of. Without a bridge there is no keeper, and without
 // --auto-attach no attacher.
 type parts struct {
-	log      *slog.Logger
-	bindings *bindingdb.Reader
-	index    *docker.Index
-	requests *admin.Requests
-	api      *metadata.Server
-	sockets  *sockets
-	keeper   *endpoint.Keeper
-	attacher *attach.Attacher
+	log        *slog.Logger
+	bindings   *bindingdb.Reader
+	index      *docker.Index
+	dockerHost string // where the daemon is
+	requests   *admin.Requests
+	api        *metadata.Server
+	sockets    *sockets
+	keeper     *endpoint.Keeper
+	attacher   *attach.Attacher
 }
 
 // open makes the parts, the sockets and what stands on the host last. It is all that needs
@@ -134,6 +142,7 @@ func (s settings) open() (_ *parts, err error) {
 	if err != nil {
 		return nil, err
 	}
+	r.dockerHost = client.Host()
 	r.index = docker.New(docker.Config{Client: client, Addresses: addressesOf, Counters: func(pid int) (map[string]ecs.Counters, error) { return link.AllCounters(netns.Path(pid)) }, CanChangeHostNetwork: guard.CanChangeHostNetwork, Logger: r.log})
 	r.api = metadata.New(metadata.Config{
 		BindingOf:        r.bindings.Binding,

@@ -123,7 +123,7 @@ func (x *Index) Run(ctx context.Context) error {
 		began := time.Now()
 		err := x.follow(ctx)
 		if ctx.Err() != nil {
-			return x.daemon.cli.Close()
+			return x.daemon.cli.Load().Close()
 		}
 		x.disconnected(err)
 		if time.Since(began) > x.times.retryMax {
@@ -146,7 +146,7 @@ func (x *Index) connected() {
 	x.reportAll()
 	x.mu.Unlock()
 	x.triedOnce.Do(func() { close(x.tried) })
-	x.cfg.Logger.Info("the Docker daemon is connected", "host", x.daemon.cli.DaemonHost(), "containers", known)
+	x.cfg.Logger.Info("the Docker daemon is connected", "host", x.daemon.Host(), "containers", known)
 }
 
 // disconnected marks the index as only what was known when the daemon answered last.
@@ -167,7 +167,7 @@ func (x *Index) disconnected(err error) {
 	x.gen.Add(1)
 	x.triedOnce.Do(func() { close(x.tried) })
 	if first {
-		x.cfg.Logger.Warn("the Docker daemon is unavailable; what is known of it is served", "host", x.daemon.cli.DaemonHost(), "err", err)
+		x.cfg.Logger.Warn("the Docker daemon is unavailable; what is known of it is served", "host", x.daemon.Host(), "err", err)
 	}
 }
 

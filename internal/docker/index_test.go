@@ -34,6 +34,8 @@ func quick() times {
 	return q
 }
 
+var discard = slog.New(slog.DiscardHandler)
+
 func noAddrs(int) ([]netip.Addr, error) { return nil, nil }
 
 func contained(int) bool { return false }
@@ -47,7 +49,7 @@ func newIndex(t testing.TB, f *fakedocker.Daemon) *Index {
 	if err != nil {
 		t.Fatal(err)
 	}
-	x := New(Config{Client: daemon, Addresses: noAddrs, Counters: noCounters, CanChangeHostNetwork: contained, Logger: slog.New(slog.DiscardHandler)})
+	x := New(Config{Client: daemon, Addresses: noAddrs, Counters: noCounters, CanChangeHostNetwork: contained, Logger: discard})
 	x.times = quick()
 	return x
 }

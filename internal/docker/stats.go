@@ -276,9 +276,12 @@ func (x *Index) read(ctx context.Context, s *stream) error {
 
 // readSamples calls heard for each sample.
 func (x *Index) readSamples(ctx context.Context, s *stream, heard func()) error {
-	reply, err := x.daemon.cli.ContainerStats(ctx, s.id, true)
+	reply, err := x.daemon.cli.Load().ContainerStats(ctx, s.id, true)
 	if errdefs.IsNotFound(err) {
 		return nil
+	}
+	if errdefs.IsInvalidArgument(err) { // of another version of the API; the next try has it right
+		return errors.Join(err, x.renew(ctx))
 	}
 	if err != nil {
 		return err

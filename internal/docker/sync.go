@@ -22,6 +22,9 @@ import (
 func (x *Index) follow(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if err := x.renew(ctx); err != nil {
+		return err
+	}
 	messages, errs, err := x.subscribe(ctx)
 	if err != nil {
 		return err
@@ -62,7 +65,7 @@ func (x *Index) subscribe(ctx context.Context) (<-chan events.Message, <-chan er
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	timer := time.AfterFunc(x.times.call, func() { cancel(context.DeadlineExceeded) })
-	messages, errs := x.daemon.cli.Events(ctx, events.ListOptions{Since: "0", Filters: args})
+	messages, errs := x.daemon.cli.Load().Events(ctx, events.ListOptions{Since: "0", Filters: args})
 	if !timer.Stop() {
 		<-errs
 		return nil, nil, fmt.Errorf("subscribing to events: %w", context.Cause(ctx))
@@ -135,10 +138,16 @@ func (x *Index) probe(ctx context.Context) error {
 	}
 }
 
+func (x *Index) renew(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, x.times.call)
+	defer cancel()
+	return x.daemon.renew(ctx)
+}
+
 func (x *Index) ping(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, x.times.call)
 	defer cancel()
-	_, err := x.daemon.cli.Ping(ctx)
+	_, err := x.daemon.cli.Load().Ping(ctx)
 	return err
 }
 
@@ -241,9 +250,7 @@ func (x *Index) work(ctx context.Context, isUrgent bool) error {
 }
 
 func (x *Index) inspect(ctx context.Context, id string) (*entry, error) {
-	ctx, cancel := context.WithTimeout(ctx, x.times.call)
-	defer cancel()
-	info, err := x.daemon.inspect(ctx, id)
+	info, err := x.daemon.inspect(ctx, x.times.call, id)
 	if err != nil {
 		return nil, err
 	}
