@@ -6,12 +6,13 @@ package docker
 import (
 	"context"
 	"log/slog"
-	"math/rand/v2"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"taskmeta/internal/backoff"
 	"taskmeta/internal/ecs"
 	"taskmeta/internal/weakmap"
 )
@@ -40,7 +41,9 @@ type times struct {
 	addrs    time.Duration // for which a namespace's addresses are taken as known
 	search   time.Duration // between two searches for the same unknown task
 
-	retryMin, retryMax time.Duration // between attempts to reach a daemon that is gone
+	// The longest pauses before jitter: between attempts to reach a daemon that is gone, and
+	// between connections that break. The latter cost an inspection of everything.
+	reach, broken time.Duration
 
 	sample  time.Duration // for a container's statistics
 	fresh   time.Duration // for which a sample answers questions
@@ -55,20 +58,17 @@ var defaultTimes = times{
 	resync:   5 * time.Minute,
 	addrs:    5 * time.Second,
 	search:   time.Second,
-	retryMin: 100 * time.Millisecond,
-	retryMax: 3 * time.Second,
+	reach:    3 * time.Second,
+	broken:   3 * time.Second,
 	sample:   2500 * time.Millisecond,
 	fresh:    2 * time.Second,
 	silence:  5 * time.Second,
 	idle:     time.Minute,
 }
 
-// How many containers are inspected at once. The daemon may hold up the answers about some
-// for as long as times.call; so there are more for what is urgent than usually start at once.
-const (
-	urgentInspectors = 32
-	otherInspectors  = 8
-)
+// reachSocket is times.reach for a unix socket, to which an attempt takes microseconds:
+// containers that a daemon starts with itself wait for their attachment until it is reached.
+const reachSocket = 200 * time.Millisecond
 
 // An Index knows the daemon's containers. It may be used by many goroutines at once, and
 // answers while [Index.Run] runs.
@@ -85,6 +85,11 @@ type Index struct {
 	tried     chan struct{}
 	triedOnce sync.Once
 
+	// doubt has a token when a call could not reach the daemon.
+	doubt chan struct{}
+	// leaveLastWords ends keepLastWords. Run alone uses it.
+	leaveLastWords func()
+
 	events, resyncs atomic.Uint64
 
 	views   *weakmap.Map[ecs.Binding, view]
@@ -97,6 +102,7 @@ type Index struct {
 	since     time.Time // of the present state, connected or not
 	contact   time.Time // when the daemon answered last
 	err       error     // why the daemon is gone
+	warned    time.Time // when that was logged
 }
 
 // New makes an index of the client's daemon. Nothing is asked of it before Run.
@@ -104,9 +110,13 @@ func New(cfg Config) *Index {
 	now := time.Now()
 	x := &Index{
 		cfg: cfg, daemon: cfg.Client, times: defaultTimes,
-		tried: make(chan struct{}), since: now, contact: now,
+		tried: make(chan struct{}), doubt: make(chan struct{}, 1), leaveLastWords: func() {},
+		since: now, contact: now,
 		catalogue: newCatalogue(),
 		views:     weakmap.New[ecs.Binding](newView),
+	}
+	if strings.HasPrefix(x.daemon.Host(), "unix://") {
+		x.times.reach = reachSocket
 	}
 	x.backlog.init(&x.mu)
 	x.lost.Store(&now)
@@ -118,22 +128,27 @@ func New(cfg Config) *Index {
 func (x *Index) Run(ctx context.Context) error {
 	x.streams.open(ctx)
 	defer x.streams.end()
-	retry := x.times.retryMin
+	defer func() { x.leaveLastWords() }()
+	gone, breaks := backoff.Backoff{Max: x.times.reach}, backoff.Backoff{Max: x.times.broken}
 	for {
 		began := time.Now()
-		err := x.follow(ctx)
+		followed, err := x.follow(ctx)
 		if ctx.Err() != nil {
 			return x.daemon.cli.Load().Close()
 		}
 		x.disconnected(err)
-		if time.Since(began) > x.times.retryMax {
-			retry = x.times.retryMin
+		pause := &gone
+		if followed {
+			gone.Reset()
+			pause = &breaks
+			if time.Since(began) > 2*x.times.broken {
+				breaks.Reset()
+			}
 		}
 		select {
-		case <-time.After(retry/2 + rand.N(retry)):
+		case <-time.After(pause.Next()):
 		case <-ctx.Done():
 		}
-		retry = min(2*retry, x.times.retryMax)
 	}
 }
 
@@ -149,12 +164,20 @@ func (x *Index) connected() {
 	x.cfg.Logger.Info("the Docker daemon is connected", "host", x.daemon.Host(), "containers", known)
 }
 
+// warnAgain is between two lines of the log about one loss of the daemon.
+const warnAgain = 10 * time.Second
+
 // disconnected marks the index as only what was known when the daemon answered last.
 func (x *Index) disconnected(err error) {
 	err = x.daemon.explain(err)
 	x.mu.Lock()
 	first := x.err == nil
+	// Another cause than before is worth a line, if that was some time ago.
+	warn := first || x.err.Error() != err.Error() && time.Since(x.warned) > warnAgain
 	x.err = err
+	if warn {
+		x.warned = time.Now()
+	}
 	x.backlog.drop()
 	contact := x.contact
 	if x.lost.CompareAndSwap(nil, &contact) {
@@ -166,7 +189,7 @@ func (x *Index) disconnected(err error) {
 	x.mu.Unlock()
 	x.gen.Add(1)
 	x.triedOnce.Do(func() { close(x.tried) })
-	if first {
+	if warn {
 		x.cfg.Logger.Warn("the Docker daemon is unavailable; what is known of it is served", "host", x.daemon.Host(), "err", err)
 	}
 }
@@ -181,6 +204,10 @@ type State struct {
 	// Containers and Streams are how many there are, Events and Resyncs how many there were.
 	Containers, Streams int
 	Events, Resyncs     uint64
+	// Uninspected are the containers about which the daemon did not answer when it was last
+	// asked, or not as it should, and UninspectedErr is why of one of them.
+	Uninspected    int
+	UninspectedErr error
 }
 
 // State returns the index's state for status pages and metrics.
@@ -188,7 +215,9 @@ func (x *Index) State() State {
 	streams := x.streams.count()
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	failing, example := x.backlog.failing()
 	return State{
+		Uninspected: failing, UninspectedErr: example,
 		Connected: x.lost.Load() == nil, Since: x.since, Err: x.err,
 		Containers: len(x.catalogue.entries), Streams: streams,
 		Events: x.events.Load(), Resyncs: x.resyncs.Load(),

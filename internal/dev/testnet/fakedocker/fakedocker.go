@@ -3,6 +3,7 @@
 package fakedocker
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -133,6 +134,17 @@ func (d *Daemon) Stop() error {
 	return err
 }
 
+// CloseAPI has the daemon take no more requests, as one does first that ends in good order.
+// What is under way goes on, the events too, until Stop.
+func (d *Daemon) CloseAPI() {
+	d.mu.Lock()
+	server := d.server
+	d.mu.Unlock()
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel() // or it would wait for what is under way
+	_ = server.Shutdown(ctx)
+}
+
 // Replace sets what answers in the daemon's place, nil for nothing.
 func (d *Daemon) Replace(instead Handler) {
 	d.mu.Lock()
@@ -209,8 +221,11 @@ func (d *Daemon) emit(action events.Action, id string) {
 	d.Publish(events.Message{Type: events.ContainerEventType, Action: action, Actor: events.Actor{ID: id}})
 }
 
-// Publish sends an event to all that follow them.
+// Publish sends an event to all that follow them, of now unless it has a time.
 func (d *Daemon) Publish(m events.Message) {
+	if m.TimeNano == 0 {
+		m.Time, m.TimeNano = time.Now().Unix(), time.Now().UnixNano()
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.past = append(d.past, m)
