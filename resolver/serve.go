@@ -144,7 +144,12 @@ func (s settings) open() (_ *parts, err error) {
 	}
 	r.dockerHost = client.Host()
 	r.index = docker.New(docker.Config{Client: client, Addresses: addressesOf, Counters: func(pid int) (map[string]ecs.Counters, error) { return link.AllCounters(netns.Path(pid)) }, CanChangeHostNetwork: guard.CanChangeHostNetwork, Logger: r.log})
+	conns, err := maxConns()
+	if err != nil {
+		return nil, err
+	}
 	r.api = metadata.New(metadata.Config{
+		MaxAllConns:      conns,
 		BindingOf:        r.bindings.Binding,
 		TaskOf:           r.index.Task,
 		Stats:            r.index.Stats,
@@ -219,9 +224,9 @@ func (r *parts) run(ctx context.Context) error {
 			return serveOn(server, l)
 		})
 	}
-	serving(operators, r.sockets.admin)
+	serving(operators, steadyListener{r.sockets.admin, ctx, r.log})
 	for _, l := range r.sockets.api {
-		serving(tasks, metadata.Listener(l))
+		serving(tasks, metadata.Listener(steadyListener{l, ctx, r.log}))
 	}
 	g.Go(func() error {
 		defer answered()

@@ -18,6 +18,8 @@ var (
 	// ErrNewerSchema: the bindings file was written by a later version.
 	ErrNewerSchema = errors.New("the bindings file was written by a newer version")
 
+	// ErrNotTheTasks: a connection that comes from a task's address is not the task's.
+	ErrNotTheTasks = errors.New("not the task's connection")
 	// ErrDockerUnavailable: the daemon cannot be asked, and nothing known answers instead.
 	ErrDockerUnavailable = errors.New("the Docker daemon is unavailable")
 	// ErrTaskNotReady: no container of the task has been seen yet.

@@ -38,8 +38,10 @@ var (
 		message: "the method is neither GET nor HEAD"}
 	rateLimited = &refusal{status: http.StatusTooManyRequests, code: "RateLimited", retryAfter: "1",
 		message: "the task asks more often than it may; try again later"}
-	internalError = &refusal{status: http.StatusInternalServerError, code: "Internal",
+	internalError = &refusal{status: http.StatusInternalServerError, code: "Internal", retryAfter: "5",
 		message: "the reply could not be made; the resolver's log says why"}
+	witnessUnavailable = &refusal{status: http.StatusServiceUnavailable, code: "WitnessUnavailable", retryAfter: "1",
+		message: "the network namespace of the task cannot be asked about this connection; try again later"}
 	bindingsUnavailable = &refusal{status: http.StatusServiceUnavailable, code: "BindingsUnavailable", retryAfter: "1",
 		message: "the bindings file cannot be read; try again later"}
 	taskNotReady = &refusal{status: http.StatusServiceUnavailable, code: "TaskNotReady", retryAfter: "1",
@@ -50,7 +52,7 @@ var (
 
 var refusals = []*refusal{
 	noBinding, forwardedRequest, hostNotAllowed, witnessFailed, notFound, containerNotFound, methodNotAllowed,
-	rateLimited, internalError, bindingsUnavailable, taskNotReady, dockerUnavailable,
+	rateLimited, internalError, witnessUnavailable, bindingsUnavailable, taskNotReady, dockerUnavailable,
 }
 
 // Error makes a refusal an error, so that it can travel with its cause wrapped beside it.

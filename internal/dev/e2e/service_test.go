@@ -225,6 +225,70 @@ func TestSignalsLetRequestsFinish(t *testing.T) {
 	}
 }
 
+// Tasks that hold all connections that they can get, with few descriptors for the resolver,
+// keep no other task out.
+func TestConnectionsWithoutEndKeepNobodyOut(t *testing.T) {
+	h := newHost(t)
+	h.resolver = &testnet.Resolver{
+		Host: h.ns, Program: "sh", LogFile: filepath.Join(h.dir, "resolver.log"),
+		Args: []string{"-c", `ulimit -n 128; exec "$0" "$@"`, filepath.Join(bin, "ecs-resolver"), "--db", h.db(), "--docker-host", h.docker.Host, "--rate", "0"},
+	}
+	h.resolver.Serve(t, "/readyz")
+	var held []net.Conn
+	defer func() {
+		for _, c := range held {
+			_ = c.Close()
+		}
+	}()
+	request := []byte("GET /v2/metadata HTTP/1.1\r\nHost: 169.254.170.2\r\n\r\n")
+	var greedy sync.WaitGroup
+	var mu sync.Mutex
+	for n := range 3 {
+		k := h.task(t, fmt.Sprint("greedy", n))
+		k.attach(t)
+		ns, err := testnet.Open(k.netns)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ns.Close()
+		greedy.Go(func() {
+			for range 512 {
+				c, err := ns.DialContext(t.Context(), "tcp", "169.254.170.2:80")
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				_, _ = c.Write(request) // and then it stands, for a minute, unless it is closed
+				mu.Lock()
+				held = append(held, c)
+				mu.Unlock()
+			}
+		})
+	}
+	quiet := h.task(t, "quiet")
+	quiet.attach(t)
+	ns, err := testnet.Open(quiet.netns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	ask := func() {
+		t.Helper()
+		transport := &http.Transport{DialContext: ns.DialContext, DisableKeepAlives: true}
+		if status, body, err := testnet.Get(t.Context(), transport, url("/v2/metadata")); err != nil || status != http.StatusOK || !strings.Contains(body, quiet.arn) {
+			t.Errorf("beside tasks that hold all connections: %d %s %v", status, body, err)
+		}
+	}
+	for range 20 {
+		ask() // while they come
+	}
+	greedy.Wait()
+	for range 50 {
+		ask()
+	}
+	h.task(t, "late") // Docker's events are followed too
+}
+
 // A task that asks all the time over many connections is held back by itself alone.
 func TestAFloodIsItsOwnTasks(t *testing.T) {
 	h := newHost(t)
