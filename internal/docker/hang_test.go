@@ -366,7 +366,7 @@ func TestDaemonsThatDoHalf(t *testing.T) {
 			t.Parallel()
 			f := fakedocker.T(t)
 			huge := fakedocker.Container(0, "", "other")
-			huge.Config.Labels["huge"] = strings.Repeat("x", 4<<20)
+			huge.Config.Labels["huge"] = strings.Repeat("x", 256<<10)
 			f.Keep(huge)
 			f.Replace(instead)
 			f.Serve(t)

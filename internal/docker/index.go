@@ -39,6 +39,7 @@ type times struct {
 	probe    time.Duration // between two questions whether the daemon still answers
 	resync   time.Duration // between two comparisons with the daemon's list
 	addrs    time.Duration // for which a namespace's addresses are taken as known
+	unread   time.Duration // for which it is taken as known that they cannot be read
 	search   time.Duration // between two searches for the same unknown task
 
 	// The longest pauses before jitter: between attempts to reach a daemon that is gone, and
@@ -57,6 +58,7 @@ var defaultTimes = times{
 	probe:    3 * time.Second,
 	resync:   5 * time.Minute,
 	addrs:    5 * time.Second,
+	unread:   500 * time.Millisecond,
 	search:   time.Second,
 	reach:    3 * time.Second,
 	broken:   3 * time.Second,

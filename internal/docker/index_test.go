@@ -28,7 +28,7 @@ const arn = "arn:aws:ecs:us-west-2:123456789012:task/default/web"
 func quick() times {
 	q := defaultTimes
 	q.call, q.patience, q.probe = 2*time.Second, 300*time.Millisecond, 100*time.Millisecond
-	q.search, q.addrs = 200*time.Millisecond, 200*time.Millisecond
+	q.search, q.addrs, q.unread = 200*time.Millisecond, 200*time.Millisecond, 50*time.Millisecond
 	q.reach, q.broken = 50*time.Millisecond, 50*time.Millisecond
 	q.sample, q.fresh, q.silence, q.idle = 500*time.Millisecond, 200*time.Millisecond, time.Second, 300*time.Millisecond
 	return q

@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -207,7 +208,8 @@ func (x *Index) end(m *events.Message) bool {
 	}
 	c, ended := *e.container, *e
 	c.Known, c.Finished, c.ExitCode, c.CanChangeHostNetwork = ecs.StatusStopped, at, nil, false
-	if code, err := strconv.Atoi(m.Actor.Attributes["exitCode"]); err == nil {
+	of := m.Actor.Attributes
+	if code, err := strconv.Atoi(cmp.Or(of["exitCode"], of["containerExitCode"])); err == nil { // Docker's and Podman's word
 		c.ExitCode = &code
 	}
 	ended.pid, ended.container = 0, &c

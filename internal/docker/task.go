@@ -193,8 +193,11 @@ func (x *Index) readAddrs(v *view, pid int) bool {
 		addrs, err := x.cfg.Addresses(pid)
 		if err == nil {
 			v.addrs = addrs
-		} else if v.addrsErr == nil {
-			x.cfg.Logger.Warn("the addresses of a task cannot be read", "pid", pid, "err", err)
+		} else {
+			v.addrsAt = time.Now().Add(x.times.unread - x.times.addrs)
+			if v.addrsErr == nil {
+				x.cfg.Logger.Warn("the addresses of a task cannot be read", "pid", pid, "err", err)
+			}
 		}
 		v.addrsErr = err
 	}
