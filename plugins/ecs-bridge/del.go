@@ -18,6 +18,10 @@ func del(ctx context.Context, r *cniedge.Request) error {
 	if err != nil {
 		return err
 	}
+	before, err := r.Before()
+	if err != nil {
+		return err
+	}
 	host, err := openHost()
 	if err != nil {
 		return err
@@ -26,6 +30,9 @@ func del(ctx context.Context, r *cniedge.Request) error {
 	v, ok, err := host.Veth(r.Attachment)
 	if err != nil {
 		return err
+	}
+	if ok && v.Since >= before {
+		return nil
 	}
 	rest := func() error {
 		if err := guard.Remove(host.Conn, place.bridge, link.HostName(r.Attachment), ok && guarded(v)); err != nil {
