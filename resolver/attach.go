@@ -31,21 +31,35 @@ func (f *flags) attacher(daemon *docker.Client, log *slog.Logger) (*attach.Attac
 	if !f.hasBridge() {
 		bridge = "" // the resolver has none of its own; the plugins' stays
 	}
-	ns, err := netns.Own()
+	ns, err := f.place()
+	if err != nil {
+		return nil, err
+	}
+	host, err := netns.Own()
 	if err != nil {
 		return nil, err
 	}
 	return attach.New(attach.Config{
-		Docker:     daemon,
-		Netns:      ns,
-		Host:       ns,
-		DB:         f.db,
-		PluginPath: filepath.SplitList(f.cniPath),
-		Network:    f.network,
-		NetDir:     f.netDir,
-		Bridge:     bridge,
-		Logger:     log,
+		Docker:      daemon,
+		Netns:       ns,
+		Host:        host,
+		PluginNetns: f.pluginNetns(),
+		DB:          f.db,
+		PluginPath:  filepath.SplitList(f.cniPath),
+		Network:     f.network,
+		NetDir:      f.netDir,
+		Bridge:      bridge,
+		Logger:      log,
 	})
+}
+
+// pluginNetns is what the plugins are told of --netns: nothing where it names what they find
+// themselves.
+func (f *flags) pluginNetns() string {
+	if f.netns == netns.PinPath(f.db) {
+		return ""
+	}
+	return f.netns
 }
 
 func attachCommand() *cobra.Command {
@@ -76,7 +90,7 @@ are. CONTAINER is a name or an ID. One that is attached already stays as it is.`
 		},
 	}
 	f.dataFlags(cmd.Flags())
-	f.bridgeFlag(cmd.Flags())
+	f.placeFlags(cmd.Flags())
 	f.pluginFlags(cmd.Flags())
 	return cmd
 }
@@ -108,7 +122,7 @@ The container may have ended; one that is removed is named by its full ID.`,
 		},
 	}
 	f.dataFlags(cmd.Flags())
-	f.bridgeFlag(cmd.Flags())
+	f.placeFlags(cmd.Flags())
 	f.pluginFlags(cmd.Flags())
 	return cmd
 }

@@ -122,13 +122,13 @@ was cut short. What is in use stays.`,
 			})
 		},
 	}
-	f.bridgeFlag(cmd.Flags())
+	f.placeFlags(cmd.Flags())
 	f.pluginFlags(cmd.Flags())
 	return cmd
 }
 
 func repairCommand(f *flags) *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "repair",
 		Short: "Write a damaged bindings file anew, from the interfaces that exist",
 		Long: `Repair writes the bindings file anew if it is damaged or missing: from the veth
@@ -138,13 +138,16 @@ task (ARN, labels) is lost; the resolver then takes it from its containers.`,
 		Example: "  ecs-resolver bindings repair",
 		Args:    usage(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return repair(cmd.Context(), cmd.OutOrStdout(), f.db)
+			return repair(cmd.Context(), cmd.OutOrStdout(), f)
 		},
 	}
+	f.placeFlags(cmd.Flags())
+	return cmd
 }
 
 // repair writes the bindings file anew, unless nothing is wrong with it.
-func repair(ctx context.Context, w io.Writer, path string) error {
+func repair(ctx context.Context, w io.Writer, f *flags) error {
+	path := f.db
 	reader, err := bindingdb.NewReader(path, bindingdb.Options{})
 	if err != nil {
 		return err
@@ -160,11 +163,15 @@ func repair(ctx context.Context, w io.Writer, path string) error {
 	case !errors.Is(damage, ecs.ErrDamaged) && !errors.Is(damage, fs.ErrNotExist):
 		return damage
 	}
-	ns, err := netns.Own()
+	ns, err := f.place()
 	if err != nil {
 		return err
 	}
-	found, lost, err := attach.Survey(ns)
+	host, err := netns.Own() // where an earlier mode has put ports
+	if err != nil {
+		return err
+	}
+	found, lost, err := attach.Survey(ns, host)
 	if err != nil {
 		return err
 	}

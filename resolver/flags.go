@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -12,6 +14,7 @@ import (
 
 	"taskmeta/internal/bindingdb"
 	"taskmeta/internal/guard"
+	"taskmeta/internal/netns"
 )
 
 // Defaults of flags.
@@ -20,6 +23,7 @@ const (
 	defaultBridge = "ecs-bridge"
 	defaultListen = "169.254.170.2:80"
 	noBridge      = "none" // the value of --bridge for a resolver without one
+	onHost        = "host" // the value of --netns for a bridge among the host's interfaces
 )
 
 // flags are those that several commands have. A command registers the groups that it needs,
@@ -28,8 +32,9 @@ type flags struct {
 	// of dataFlags
 	db         string
 	dockerHost string
-	// of bridgeFlag
+	// of placeFlags
 	bridge string
+	netns  string
 	// of endpointFlags
 	guard  string
 	listen []string
@@ -49,8 +54,9 @@ func (f *flags) dataFlags(set *pflag.FlagSet) {
 	set.StringVar(&f.dockerHost, "docker-host", "", "daemon's `URL` (default DOCKER_HOST or its socket)")
 }
 
-// bridgeFlag says which bridge the tasks are on.
-func (f *flags) bridgeFlag(set *pflag.FlagSet) {
+// placeFlags say which bridge the tasks are on, and where it stands.
+func (f *flags) placeFlags(set *pflag.FlagSet) {
+	set.StringVar(&f.netns, "netns", "", "endpoint's netns `PATH` or host (default beside --db)")
 	set.StringVar(&f.bridge, "bridge", defaultBridge, "tasks' bridge `NAME`, or none")
 }
 
@@ -88,6 +94,35 @@ func defaultPluginPath() string {
 
 // hasBridge reports whether the resolver has a bridge of its own.
 func (f *flags) hasBridge() bool { return f.bridge != noBridge }
+
+// pin is where the endpoint's own network namespace is pinned, "" where it stands on the
+// host.
+func (f *flags) pin() (string, error) {
+	switch {
+	case f.netns != "" && f.netns != onHost && !filepath.IsAbs(f.netns):
+		return "", usageError{fmt.Errorf("--netns %q: expected %s, or the absolute path of a network namespace's mount, such as %s", f.netns, onHost, netns.PinPath(bindingdb.DefaultPath))}
+	case f.netns == onHost || !f.hasBridge():
+		return "", nil
+	case f.netns == "":
+		return netns.PinPath(f.db), nil
+	}
+	return f.netns, nil
+}
+
+// place opens the network namespace that the endpoint stands in: the pinned one if it is
+// there, and else the host's, to which the plugins keep as well.
+func (f *flags) place() (*netns.NS, error) {
+	path, err := f.pin()
+	if err != nil {
+		return nil, err
+	}
+	if path != "" {
+		if ns, err := netns.Pinned(path); !errors.Is(err, fs.ErrNotExist) {
+			return ns, err
+		}
+	}
+	return netns.Own()
+}
 
 // mode reads --guard.
 func (f *flags) mode() (guard.Mode, error) {

@@ -64,5 +64,6 @@ var manual = map[string]string{
 	"net-dir":           "The folder in which the network named by --network is configured.",
 	"network":           "The name of the CNI network by which containers are attached, which no other runtime may use; by default one that is built in.",
 	"rate":              "How many requests per second a task may make; 0 for any number.",
+	"netns":             "Where the endpoint's own network namespace is mounted. Default: netns in the folder of the bindings file. host: the bridge stands among the host's interfaces.",
 	"witness":           "require: a connection must have its other end in the task's network namespace. off: the address is enough.",
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -55,7 +56,7 @@ func serveCommand() *cobra.Command {
 	}
 	f := cmd.Flags()
 	s.dataFlags(f)
-	s.bridgeFlag(f)
+	s.placeFlags(f)
 	s.endpointFlags(f)
 	s.pluginFlags(f)
 	f.Float64Var(&s.rate, "rate", 40, "`N` requests a second of a task, 0: any")
@@ -98,7 +99,7 @@ func serve(ctx context.Context, s settings) error {
 		return err
 	}
 	for _, l := range r.sockets.api {
-		r.log.Info("serving tasks", "addr", l.Addr().String(), "bridge", s.bridge, "db", s.db)
+		r.log.Info("serving tasks", "addr", l.Addr().String(), "bridge", s.bridge, "netns", r.netns, "db", s.db)
 	}
 	return r.run(ctx)
 }
@@ -112,6 +113,7 @@ type parts struct {
 	requests *admin.Requests
 	api      *metadata.Server
 	sockets  *sockets
+	netns    string // of the endpoint, "host" for the host's
 	keeper   *endpoint.Keeper
 	attacher *attach.Attacher
 }
@@ -148,11 +150,7 @@ func (s settings) open() (_ *parts, err error) {
 		InstanceTags:     s.instanceTags,
 		Logger:           r.log,
 	})
-	ns, err := netns.Own()
-	if err != nil {
-		return nil, err
-	}
-	if r.sockets, err = openSockets(ns, ns, s.listen, s.admin, s.hasBridge()); err != nil {
+	if err := s.openEndpoint(r, mode); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -160,23 +158,54 @@ func (s settings) open() (_ *parts, err error) {
 			r.sockets.close()
 		}
 	}()
-	if _, ok := r.sockets.admin.(*lateListener); ok {
-		r.log.Warn("a client's connection has the port of --admin: listening there as soon as it is free", "addr", s.admin)
-	}
-	if s.hasBridge() {
-		r.keeper = endpoint.New(endpoint.Config{
-			Netns: ns, Bridge: s.bridge, Guard: mode, Sockets: r.sockets.api, Bindings: r.allBindings, CloseEnded: r.api.CloseEnded, Logger: r.log,
-		})
-		if err := r.keeper.Ensure(); err != nil {
-			return nil, err
-		}
-	}
 	if s.autoAttach {
 		if r.attacher, err = s.attacher(client, r.log); err != nil {
 			return nil, err
 		}
 	}
 	return r, nil
+}
+
+// openEndpoint opens the sockets, and makes what they stand on.
+func (s settings) openEndpoint(r *parts, mode guard.Mode) error {
+	own, err := netns.Own()
+	if err != nil {
+		return err
+	}
+	pin, err := s.pin()
+	if err != nil {
+		return err
+	}
+	r.netns = cmp.Or(pin, onHost)
+	at := listening{tasks: own, operators: own, listen: s.listen, admin: s.admin, log: r.log}
+	if pin != "" {
+		if at.tasks, err = netns.Pin(pin); err != nil {
+			return fmt.Errorf("%w: it takes CAP_SYS_ADMIN; --netns %s does without", err, onHost)
+		}
+	}
+	if s.hasBridge() {
+		at.bridge = s.bridge
+		r.keeper = endpoint.New(endpoint.Config{
+			Netns: at.tasks, Host: own, Pin: pin, Bridge: s.bridge, Guard: mode, DB: s.db, Bindings: r.allBindings, CloseEnded: r.api.CloseEnded, Logger: r.log,
+		})
+		if err := r.keeper.EnsureBridge(); err != nil {
+			return err
+		}
+	}
+	if r.sockets, err = at.open(); err != nil {
+		return err
+	}
+	if _, ok := r.sockets.admin.(*lateListener); ok {
+		r.log.Warn("a client's connection has the port of --admin: listening there as soon as it is free", "addr", s.admin)
+	}
+	if r.keeper == nil {
+		return nil
+	}
+	if err := r.keeper.Serve(r.sockets.api); err != nil {
+		r.sockets.close()
+		return err
+	}
+	return nil
 }
 
 func (r *parts) allBindings() ([]*ecs.Binding, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -28,10 +29,20 @@ type sockets struct {
 	admin net.Listener
 }
 
-// openSockets opens what the flags name, each kind in its network namespace, or takes what
-// systemd passed in their place. An address for tasks need not stand on an interface yet if
-// there will be a bridge to carry it.
-func openSockets(tasks, operators *netns.NS, listen []string, adminAt string, bridged bool) (_ *sockets, err error) {
+// A listening is where sockets are opened.
+type listening struct {
+	tasks, operators *netns.NS
+	// bridge is the one that tasks are heard on, "" for any interface.
+	bridge string
+	listen []string
+	admin  string
+	log    *slog.Logger
+}
+
+// open opens what the flags name, each kind in its network namespace, or takes what systemd
+// passed in their place. Of what it passed, a socket in another namespace than that of the
+// tasks hears none of them, as after the namespace was lost: it is left alone.
+func (l *listening) open() (_ *sockets, err error) {
 	s := &sockets{}
 	defer func() {
 		if err != nil {
@@ -42,34 +53,55 @@ func openSockets(tasks, operators *netns.NS, listen []string, adminAt string, br
 	if err != nil {
 		return nil, fmt.Errorf("taking systemd's sockets: %w", err)
 	}
-	for name, ls := range passed {
-		for _, l := range ls {
-			if name == adminSocket && s.admin == nil {
-				s.admin = l
-			} else {
-				s.api = append(s.api, l)
+	for name, sockets := range passed {
+		for _, socket := range sockets {
+			switch {
+			case name == adminSocket && s.admin == nil:
+				s.admin = socket
+			case l.hears(socket):
+				s.api = append(s.api, socket)
+			default:
+				l.log.Warn("a socket that was passed is in another network namespace than the endpoint, and is not used", "addr", socket.Addr().String())
+				_ = socket.Close()
 			}
 		}
 	}
+	listen := l.listen
 	if len(listen) == 0 && len(s.api) == 0 {
 		listen = []string{defaultListen}
 	}
 	for _, at := range listen {
-		l, err := openAPI(tasks, at, bridged)
+		socket, err := l.openAPI(at)
 		if err != nil {
 			return nil, fmt.Errorf("--listen %s: %w", at, err)
 		}
-		s.api = append(s.api, l)
+		s.api = append(s.api, socket)
 	}
 	if s.admin == nil {
-		if s.admin, err = openAdmin(operators, adminAt); err != nil {
-			return nil, fmt.Errorf("--admin %s: %w", adminAt, err)
+		if s.admin, err = openAdmin(l.operators, l.admin); err != nil {
+			return nil, fmt.Errorf("--admin %s: %w", l.admin, err)
 		}
 	}
 	return s, nil
 }
 
-func openAPI(ns *netns.NS, at string, bridged bool) (net.Listener, error) {
+// hears reports whether a socket is in the namespace of the tasks. One that cannot be
+// looked at is taken to be.
+func (l *listening) hears(socket net.Listener) bool {
+	raw, err := socket.(syscall.Conn).SyscallConn()
+	if err != nil {
+		return true
+	}
+	is := l.tasks.ID()
+	_ = raw.Control(func(fd uintptr) {
+		if id, e := netns.OfSocket(int(fd)); e == nil {
+			is = id
+		}
+	})
+	return is == l.tasks.ID()
+}
+
+func (l *listening) openAPI(at string) (net.Listener, error) {
 	if number, ok := strings.CutPrefix(at, "fd:"); ok {
 		fd, err := strconv.ParseUint(number, 10, 31)
 		if err != nil {
@@ -77,21 +109,30 @@ func openAPI(ns *netns.NS, at string, bridged bool) (net.Listener, error) {
 		}
 		file := os.NewFile(uintptr(fd), at)
 		defer file.Close() // FileListener has its own copy
-		return net.FileListener(file)
+		socket, err := net.FileListener(file)
+		if err == nil && !l.hears(socket) {
+			err = fmt.Errorf("it is in another network namespace than the endpoint, %s: open it there, or choose another --netns", l.tasks.Path())
+			_ = socket.Close()
+		}
+		return socket, err
 	}
 	if _, err := netip.ParseAddrPort(at); err != nil {
 		return nil, usageError{errors.New("expected an address and a port, such as 169.254.170.2:80, or fd:3")}
 	}
 	// The time-outs of the server end a connection long before TCP's own probes would.
 	config := net.ListenConfig{KeepAlive: -1}
-	if bridged {
+	if l.bridge != "" {
+		// Bound to the bridge first: another resolver may have the address on another bridge. Nor
+		// need it stand on this one yet.
 		config.Control = func(_, _ string, c syscall.RawConn) error {
 			var failed error
-			err := c.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_FREEBIND, 1) })
+			err := c.Control(func(fd uintptr) {
+				failed = errors.Join(unix.BindToDevice(int(fd), l.bridge), unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_FREEBIND, 1))
+			})
 			return errors.Join(err, failed)
 		}
 	}
-	return ns.Listen(context.Background(), config, "tcp", at)
+	return l.tasks.Listen(context.Background(), config, "tcp", at)
 }
 
 // openAdmin listens for operators: on loopback, or on a unix socket that only root opens.

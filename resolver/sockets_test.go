@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -39,8 +40,9 @@ func TestSocketsAreOpenedInTheNamedNamespaces(t *testing.T) {
 		in[i] = ns
 	}
 	const api, page = "169.254.170.2:80", "127.0.0.1:51680"
+	tasks.Sh(t, "ip link add name ecs-bridge type bridge")
 	err := caller.Do(func() error {
-		s, err := openSockets(in[0], in[1], []string{api}, page, true)
+		s, err := (&listening{tasks: in[0], operators: in[1], bridge: "ecs-bridge", listen: []string{api}, admin: page, log: slog.Default()}).open()
 		if err != nil {
 			return err
 		}

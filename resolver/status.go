@@ -85,7 +85,7 @@ are given to status too. Exit code 1: something is not in place.`,
 		},
 	}
 	f.dataFlags(cmd.Flags())
-	f.bridgeFlag(cmd.Flags())
+	f.placeFlags(cmd.Flags())
 	f.endpointFlags(cmd.Flags())
 	f.pluginFlags(cmd.Flags())
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")

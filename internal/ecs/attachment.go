@@ -3,6 +3,7 @@
 package ecs
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"time"
@@ -44,6 +45,9 @@ type Binding struct {
 	TaskAddrs []netip.Addr `json:"taskAddrs,omitempty"`
 	// Hops are the next hops of the task's routes in its own subnets, but for the gateways.
 	Hops []netip.Addr `json:"hops,omitempty"`
+	// Conf is what the network configuration of the ADD says of the interface: its port is
+	// made anew by it. It is nil where nobody recorded it.
+	Conf json.RawMessage `json:"conf,omitempty"`
 	// BootID is the kernel's boot ID at the time of the ADD.
 	BootID  string    `json:"bootID,omitempty"`
 	Created time.Time `json:"created"`

@@ -139,3 +139,17 @@ func (n *NS) Listen(ctx context.Context, config net.ListenConfig, network, addre
 	}
 	return l, err
 }
+
+// OfSocket returns the ID of the namespace that a socket is in. It needs CAP_NET_ADMIN.
+func OfSocket(fd int) (ID, error) {
+	ns, err := unix.IoctlRetInt(fd, unix.SIOCGSKNS)
+	if err != nil {
+		return ID{}, os.NewSyscallError("ioctl SIOCGSKNS", err)
+	}
+	defer unix.Close(ns)
+	var st unix.Stat_t
+	if err := unix.Fstat(ns, &st); err != nil {
+		return ID{}, os.NewSyscallError("fstat", err)
+	}
+	return ID{st.Dev, st.Ino}, nil
+}

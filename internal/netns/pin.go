@@ -1,6 +1,7 @@
 package netns
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -41,10 +42,10 @@ func Pinned(path string) (*NS, error) {
 }
 
 // Pin opens the namespace that is mounted at path, or makes an empty one that forwards
-// nothing and mounts it there. Several processes may try at once: all get the same. It
-// needs CAP_SYS_ADMIN.
+// nothing and mounts it there. The process's own, which may be mounted there too, is not the
+// one. Several processes may try at once: all get the same. It needs CAP_SYS_ADMIN.
 func Pin(path string) (*NS, error) {
-	if ns, err := Pinned(path); !errors.Is(err, fs.ErrNotExist) {
+	if ns, err := pinnedOther(path); !errors.Is(err, fs.ErrNotExist) {
 		return ns, err
 	}
 	unlock, err := prepare(path)
@@ -52,13 +53,29 @@ func Pin(path string) (*NS, error) {
 		return nil, err
 	}
 	defer unlock()
-	if ns, err := Pinned(path); !errors.Is(err, fs.ErrNotExist) {
+	if ns, err := pinnedOther(path); !errors.Is(err, fs.ErrNotExist) {
 		return ns, err
+	}
+	if err := unmount(path); err != nil {
+		return nil, err
 	}
 	if err := makeAt(path); err != nil {
 		return nil, fmt.Errorf("making the network namespace %s: %w", path, err)
 	}
 	return Pinned(path)
+}
+
+// pinnedOther is [Pinned] for a namespace that is not the process's own.
+func pinnedOther(path string) (*NS, error) {
+	ns, err := Pinned(path)
+	if err != nil {
+		return nil, err
+	}
+	own, err := Own()
+	if err == nil && ns.id != own.id {
+		return ns, nil
+	}
+	return nil, cmp.Or(err, errors.Join(fs.ErrNotExist, ns.Close()))
 }
 
 // PinAt mounts the namespace at path, in place of one that is mounted there.

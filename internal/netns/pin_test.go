@@ -86,6 +86,18 @@ func TestPin(t *testing.T) {
 	if now, err := Identify(path); err != nil || now != ns.ID() {
 		t.Errorf("at the path is %v (%v), want %v", now, err, ns.ID())
 	}
+	// The process's own is no namespace apart.
+	if err := own.PinAt(path); err != nil {
+		t.Fatal(err)
+	}
+	apart, err := Pin(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer apart.Close()
+	if apart.ID() == own.ID() {
+		t.Error("Pin returns the process's own namespace")
+	}
 	for range 2 {
 		if err := Unpin(path); err != nil {
 			t.Error(err)

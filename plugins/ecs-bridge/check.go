@@ -13,11 +13,12 @@ import (
 
 	"taskmeta/internal/cniedge"
 	"taskmeta/internal/link"
+	"taskmeta/internal/port"
 )
 
 // check compares what is there with what ADD returned.
 func check(ctx context.Context, r *cniedge.Request) error {
-	conf, err := parseConfig(r.Config)
+	conf, err := port.ParseConfig(r.Config)
 	if err != nil {
 		return err
 	}
@@ -25,7 +26,7 @@ func check(ctx context.Context, r *cniedge.Request) error {
 	if err != nil {
 		return err
 	}
-	plugin, err := findIPAM(r, conf.ipam)
+	plugin, err := findIPAM(r, conf.IPAM)
 	if err != nil {
 		return err
 	}
@@ -37,7 +38,7 @@ func check(ctx context.Context, r *cniedge.Request) error {
 }
 
 // checkLinks names the first thing that is not as ADD left it.
-func checkLinks(r *cniedge.Request, conf *config, prev *current.Result) error {
+func checkLinks(r *cniedge.Request, conf *port.Config, prev *current.Result) error {
 	own := slices.IndexFunc(prev.Interfaces, func(i *current.Interface) bool { return i.Name == r.IfName && i.Sandbox != "" })
 	if own < 0 {
 		return fmt.Errorf("prevResult has no interface %s", r.IfName)
@@ -46,17 +47,17 @@ func checkLinks(r *cniedge.Request, conf *config, prev *current.Result) error {
 	if err != nil {
 		return err
 	}
-	host, task, err := open(r)
+	host, task, err := open(r, conf.Netns)
 	if err != nil {
 		return err
 	}
 	defer host.Close()
 	defer task.Close()
-	bridge, err := host.Bridge(conf.bridge)
+	bridge, err := host.Bridge(conf.Bridge)
 	if err != nil {
 		return err
 	}
-	if err := host.CheckAddrs(bridge, append(g.gateways, link.Endpoint)...); err != nil {
+	if err := host.CheckAddrs(bridge, append(g.Gateways, link.Endpoint)...); err != nil {
 		return err
 	}
 	v, ok, err := host.Veth(r.Attachment)
@@ -70,28 +71,28 @@ func checkLinks(r *cniedge.Request, conf *config, prev *current.Result) error {
 	case !v.Up:
 		return fmt.Errorf("veth %s is down", v.Name)
 	}
-	want := conf.wants(r.IfName, g)
+	want := conf.Interface(r.IfName, g)
 	if want.MAC, err = net.ParseMAC(prev.Interfaces[own].Mac); err != nil {
 		return fmt.Errorf("prevResult: %w", err)
 	}
 	if err := task.Check(want); err != nil {
 		return err
 	}
-	return conf.port(pair{g, bridge, v}, want).Check(host.Conn)
+	return conf.Guarded(bridge, v, g, want).Check(host.Conn)
 }
 
 // given is the part of a result that belongs to the interface of that index: its
 // addresses, and all of the routes, which name no interface.
-func given(prev *current.Result, own int) (grant, error) {
+func given(prev *current.Result, own int) (port.Grant, error) {
 	part := &current.Result{Routes: prev.Routes}
 	for _, ip := range prev.IPs {
 		if ip.Interface != nil && *ip.Interface == own {
 			part.IPs = append(part.IPs, ip)
 		}
 	}
-	g, err := newGrant(part)
+	g, err := port.NewGrant(part)
 	if err != nil {
-		return grant{}, fmt.Errorf("prevResult: %w", err)
+		return port.Grant{}, fmt.Errorf("prevResult: %w", err)
 	}
 	return g, nil
 }
@@ -99,23 +100,23 @@ func given(prev *current.Result, own int) (grant, error) {
 // status says whether an ADD could be served, as far as can be told without one, and
 // whether the attachments that there are can still reach the bridge.
 func status(ctx context.Context, r *cniedge.Request) error {
-	conf, err := parseConfig(r.Config)
+	conf, err := port.ParseConfig(r.Config)
 	if err != nil {
 		return err
 	}
-	plugin, err := findIPAM(r, conf.ipam)
+	plugin, err := findIPAM(r, conf.IPAM)
 	if err != nil {
 		return err
 	}
 	if err := privileged(); err != nil {
 		return err
 	}
-	host, err := openHost()
+	host, err := openHost(r, conf.Netns)
 	if err != nil {
 		return err
 	}
 	defer host.Close()
-	if err := checkBridge(host, conf.bridge, r.Network); err != nil {
+	if err := checkBridge(host, conf.Bridge, r.Network); err != nil {
 		return err
 	}
 	_, err = plugin.do(ctx, "STATUS")

@@ -21,6 +21,7 @@ import (
 
 	"taskmeta/internal/cniedge"
 	"taskmeta/internal/ipam"
+	"taskmeta/internal/port"
 )
 
 // A delegate is the IPAM plugin, which gives the addresses.
@@ -53,14 +54,14 @@ func findIPAM(r *cniedge.Request, name string) (*delegate, error) {
 }
 
 // add asks for addresses.
-func (d *delegate) add(ctx context.Context) (grant, error) {
+func (d *delegate) add(ctx context.Context) (port.Grant, error) {
 	result, err := d.do(ctx, "ADD")
 	if err != nil {
-		return grant{}, err
+		return port.Grant{}, err
 	}
-	g, err := newGrant(result)
+	g, err := port.NewGrant(result)
 	if err != nil {
-		return grant{}, fmt.Errorf("answer of IPAM plugin %s: %w", d.name, err)
+		return port.Grant{}, fmt.Errorf("answer of IPAM plugin %s: %w", d.name, err)
 	}
 	return g, nil
 }

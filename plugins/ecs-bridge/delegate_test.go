@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"taskmeta/internal/dev/testnet"
+	"taskmeta/internal/port"
 )
 
 // started is a script that is ecs-ipam as a program, for another IPAM plugin's name.
@@ -90,4 +91,31 @@ func TestBuiltInAnswersTheSame(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Whatever an IPAM plugin answers is refused or has addresses with gateways.
+func FuzzGrant(f *testing.F) {
+	f.Add([]byte(`{"cniVersion": "1.1.0", "ips": [{"address": "10.0.0.2/24", "gateway": "10.0.0.1"}], "routes": [{"dst": "0.0.0.0/0"}]}`))
+	f.Add([]byte(`{"cniVersion": "1.1.0", "ips": [null], "routes": [null]}`))
+	f.Fuzz(func(t *testing.T, answer []byte) {
+		result, err := parseResult(answer, "1.1.0")
+		if err != nil {
+			return
+		}
+		g, err := port.NewGrant(result)
+		if err != nil {
+			return
+		}
+		i := (&port.Config{OnLink4: 24, BlockIMDS: true}).Interface("eth0", g)
+		for _, p := range append(i.Addrs, g.Gateways...) {
+			if !p.IsValid() {
+				t.Errorf("%s passes with %v", answer, p)
+			}
+		}
+		for _, r := range i.Routes {
+			if !r.Dst.IsValid() {
+				t.Errorf("%s passes with the route %v", answer, r)
+			}
+		}
+	})
 }

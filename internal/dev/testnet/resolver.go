@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"taskmeta/internal/netns"
 )
 
 // stopTime bounds the end of a resolver: more than it gives the answers under way.
@@ -121,6 +123,22 @@ func (r *Resolver) end(signal syscall.Signal) error {
 	return nil
 }
 
+// Unpin takes away the network namespace that the resolver has pinned beside its bindings
+// file, once it has ended.
+func (r *Resolver) Unpin() error {
+	for i, arg := range r.Args {
+		if arg == "--db" && i+1 < len(r.Args) {
+			return netns.Unpin(netns.PinPath(r.Args[i+1]))
+		}
+	}
+	for _, v := range r.Env {
+		if path, ok := strings.CutPrefix(v, "IPAM_DB_PATH="); ok {
+			return netns.Unpin(netns.PinPath(path))
+		}
+	}
+	return nil
+}
+
 // Log returns what the resolver has logged.
 func (r *Resolver) Log() string {
 	if r.LogFile == "" {
@@ -155,7 +173,7 @@ func (r *Resolver) Serve(t testing.TB, path string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := r.Stop(); err != nil {
+		if err := errors.Join(r.Stop(), r.Unpin()); err != nil {
 			t.Error(err)
 		}
 		if t.Failed() {

@@ -1,4 +1,4 @@
-package main
+package port
 
 import (
 	"strings"
@@ -9,25 +9,30 @@ import (
 	"taskmeta/internal/guard"
 )
 
+// conf is a configuration with these keys beside the IPAM plugin's.
+func conf(keys ...string) string {
+	return "{" + strings.Join(append(keys, `"ipam": {"type": "ecs-ipam"}`), ", ") + "}"
+}
+
 func TestConfig(t *testing.T) {
 	t.Parallel()
-	usual := config{bridge: "ecs-bridge", mtu: 1500, guard: guard.Strict, ipam: "ecs-ipam"}
-	with := func(change func(*config)) *config {
+	usual := Config{Bridge: "ecs-bridge", MTU: 1500, Guard: guard.Strict, IPAM: "ecs-ipam"}
+	with := func(change func(*Config)) *Config {
 		c := usual
 		change(&c)
 		return &c
 	}
 	tests := map[string]struct {
 		conf  string
-		want  *config
+		want  *Config
 		error string
 	}{
 		"defaults":       {conf: conf(), want: &usual},
-		"a bridge":       {conf: conf(`"bridge": "br-0.1"`), want: with(func(c *config) { c.bridge = "br-0.1" })},
-		"an MTU":         {conf: conf(`"mtu": 9001`), want: with(func(c *config) { c.mtu = 9001 })},
+		"a bridge":       {conf: conf(`"bridge": "br-0.1"`), want: with(func(c *Config) { c.Bridge = "br-0.1" })},
+		"an MTU":         {conf: conf(`"mtu": 9001`), want: with(func(c *Config) { c.MTU = 9001 })},
 		"MTU 0":          {conf: conf(`"mtu": 0`), want: &usual},
-		"a guard":        {conf: conf(`"guard": "off"`), want: with(func(c *config) { c.guard = guard.Off })},
-		"IMDS blocked":   {conf: conf(`"blockInstanceMetadata": true`), want: with(func(c *config) { c.blockIMDS = true })},
+		"a guard":        {conf: conf(`"guard": "off"`), want: with(func(c *Config) { c.Guard = guard.Off })},
+		"IMDS blocked":   {conf: conf(`"blockInstanceMetadata": true`), want: with(func(c *Config) { c.BlockIMDS = true })},
 		"null":           {conf: conf(`"mtu": null, "bridge": null`), want: &usual},
 		"others' keys":   {conf: conf(`"capabilities": {"x": true}, "isGateway": "yes"`), want: &usual},
 		"no IPAM":        {conf: `{}`, error: `ipam.type is missing: expected the name of an IPAM plugin`},
@@ -48,7 +53,7 @@ func TestConfig(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			got, err := parseConfig([]byte(test.conf))
+			got, err := ParseConfig([]byte(test.conf))
 			if test.error != "" {
 				if err == nil || !strings.Contains(err.Error(), test.error) {
 					t.Errorf("got %v, want %q", err, test.error)
@@ -58,7 +63,7 @@ func TestConfig(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(test.want, got, cmp.AllowUnexported(config{})); diff != "" {
+			if diff := cmp.Diff(test.want, got); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
@@ -69,17 +74,17 @@ func TestPlaceNeedsNoOtherKey(t *testing.T) {
 	t.Parallel()
 	tests := map[string]struct {
 		conf string
-		want place
+		want Place
 	}{
-		"defaults":     {conf: `{"ipam": {"type": "x"}}`, want: place{bridge: "ecs-bridge", ipam: "x"}},
-		"no IPAM":      {conf: `{"bridge": "br0"}`, want: place{bridge: "br0"}},
-		"others bad":   {conf: `{"mtu": "x", "guard": 7, "ipam": {"type": "x"}}`, want: place{bridge: "ecs-bridge", ipam: "x"}},
-		"ipam is null": {conf: `{"ipam": null}`, want: place{bridge: "ecs-bridge"}},
+		"defaults":     {conf: `{"ipam": {"type": "x"}}`, want: Place{Bridge: "ecs-bridge", IPAM: "x"}},
+		"no IPAM":      {conf: `{"bridge": "br0"}`, want: Place{Bridge: "br0"}},
+		"others bad":   {conf: `{"mtu": "x", "guard": 7, "ipam": {"type": "x"}}`, want: Place{Bridge: "ecs-bridge", IPAM: "x"}},
+		"ipam is null": {conf: `{"ipam": null}`, want: Place{Bridge: "ecs-bridge"}},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			if got, err := parsePlace([]byte(test.conf)); err != nil || got != test.want {
+			if got, err := ParsePlace([]byte(test.conf)); err != nil || got != test.want {
 				t.Errorf("got %+v, %v, want %+v", got, err, test.want)
 			}
 		})
@@ -92,45 +97,18 @@ func FuzzConf(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, stdin []byte) {
-		c, err := parseConfig(stdin)
+		c, err := ParseConfig(stdin)
 		if err != nil {
 			return
 		}
-		if !isLinkName(c.bridge) || c.mtu < minMTU || c.mtu > maxMTU || c.ipam == "" || c.onLink4 > 32 || c.onLink6 > 128 || c.onLink4 < 0 || c.onLink6 < 0 {
+		if !isLinkName(c.Bridge) || c.MTU < minMTU || c.MTU > maxMTU || c.IPAM == "" || c.OnLink4 > 32 || c.OnLink6 > 128 || c.OnLink4 < 0 || c.OnLink6 < 0 {
 			t.Errorf("%s passes as %+v", stdin, c)
 		}
-		if _, err := guard.ParseMode(string(c.guard)); err != nil {
+		if _, err := guard.ParseMode(string(c.Guard)); err != nil {
 			t.Error(err)
 		}
-		if _, err := parsePlace(stdin); err != nil {
+		if _, err := ParsePlace(stdin); err != nil {
 			t.Errorf("what can be added cannot be taken away: %v", err)
-		}
-	})
-}
-
-// Whatever an IPAM plugin answers is refused or has addresses with gateways.
-func FuzzGrant(f *testing.F) {
-	f.Add([]byte(`{"cniVersion": "1.1.0", "ips": [{"address": "10.0.0.2/24", "gateway": "10.0.0.1"}], "routes": [{"dst": "0.0.0.0/0"}]}`))
-	f.Add([]byte(`{"cniVersion": "1.1.0", "ips": [null], "routes": [null]}`))
-	f.Fuzz(func(t *testing.T, answer []byte) {
-		result, err := parseResult(answer, "1.1.0")
-		if err != nil {
-			return
-		}
-		g, err := newGrant(result)
-		if err != nil {
-			return
-		}
-		i := (&config{onLink4: 24, blockIMDS: true}).wants("eth0", g)
-		for _, p := range append(i.Addrs, g.gateways...) {
-			if !p.IsValid() {
-				t.Errorf("%s passes with %v", answer, p)
-			}
-		}
-		for _, r := range i.Routes {
-			if !r.Dst.IsValid() {
-				t.Errorf("%s passes with the route %v", answer, r)
-			}
 		}
 	})
 }

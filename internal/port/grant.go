@@ -1,4 +1,4 @@
-package main
+package port
 
 import (
 	"errors"
@@ -12,54 +12,54 @@ import (
 	"taskmeta/internal/link"
 )
 
-// A grant is what the IPAM plugin gave.
-type grant struct {
-	result   *current.Result
-	addrs    []netip.Prefix
-	gateways []netip.Prefix // of the same subnets
-	routes   []link.Route
+// A Grant is what the IPAM plugin gave.
+type Grant struct {
+	Result   *current.Result
+	Addrs    []netip.Prefix
+	Gateways []netip.Prefix // of the same subnets
+	Routes   []link.Route
 }
 
-// newGrant reads a result.
-func newGrant(result *current.Result) (grant, error) {
+// NewGrant reads a result.
+func NewGrant(result *current.Result) (Grant, error) {
 	if len(result.IPs) == 0 {
-		return grant{}, errors.New("it has no address: expected one at least")
+		return Grant{}, errors.New("it has no address: expected one at least")
 	}
-	g := grant{result: result}
+	g := Grant{Result: result}
 	for _, ip := range result.IPs {
 		if ip == nil {
-			return grant{}, errors.New("an address is null")
+			return Grant{}, errors.New("an address is null")
 		}
 		addr, ok := prefix(ip.Address)
 		if !ok {
-			return grant{}, fmt.Errorf("%s is no address in a subnet", ip.Address.String())
+			return Grant{}, fmt.Errorf("%s is no address in a subnet", ip.Address.String())
 		}
 		gateway, ok := netip.AddrFromSlice(ip.Gateway)
 		if !ok {
-			return grant{}, fmt.Errorf("the address %s has no gateway: expected one, for the bridge to have", addr)
+			return Grant{}, fmt.Errorf("the address %s has no gateway: expected one, for the bridge to have", addr)
 		}
 		if gateway = gateway.Unmap(); gateway.Is4() != addr.Addr().Is4() {
-			return grant{}, fmt.Errorf("the address %s has the gateway %s: expected one of its own family", addr, gateway)
+			return Grant{}, fmt.Errorf("the address %s has the gateway %s: expected one of its own family", addr, gateway)
 		}
-		g.addrs = append(g.addrs, addr)
-		g.gateways = append(g.gateways, netip.PrefixFrom(gateway, addr.Bits()))
+		g.Addrs = append(g.Addrs, addr)
+		g.Gateways = append(g.Gateways, netip.PrefixFrom(gateway, addr.Bits()))
 	}
 	for _, r := range result.Routes {
 		if r == nil {
-			return grant{}, errors.New("a route is null")
+			return Grant{}, errors.New("a route is null")
 		}
 		route, err := g.route(r)
 		if err != nil {
-			return grant{}, err
+			return Grant{}, err
 		}
-		g.routes = append(g.routes, route)
+		g.Routes = append(g.Routes, route)
 	}
 	return g, nil
 }
 
 // route converts a route. Without a gateway of its own it has the first of its family, as
 // CNI's plugins understand it.
-func (g grant) route(r *types.Route) (link.Route, error) {
+func (g Grant) route(r *types.Route) (link.Route, error) {
 	dst, ok := prefix(r.Dst)
 	if !ok {
 		return link.Route{}, fmt.Errorf("%s is no destination of a route", r.Dst.String())
@@ -72,7 +72,7 @@ func (g grant) route(r *types.Route) (link.Route, error) {
 		out.Gateway = gateway.Unmap()
 		return out, nil
 	}
-	for _, gateway := range g.gateways {
+	for _, gateway := range g.Gateways {
 		if gateway.Addr().Is4() == dst.Addr().Is4() {
 			out.Gateway = gateway.Addr()
 			break
