@@ -82,12 +82,12 @@ func (h *Host) EnsurePrivate(b Bridge, routed bool) (changed bool, err error) {
 		add = append(add, steps(rtnl.Route.Add, r.own...)...)
 		switch {
 		case a.Prefix == Endpoint:
-			del = append(del, steps(rtnl.Route.Del, slices.Concat(r.local, r.subnet)...)...)
+			del = append(del, steps(rtnl.Route.Del, slices.Concat(anyones(r.local), r.subnet)...)...)
 		case routed:
 			add = append(add, steps(rtnl.Route.Add, slices.Concat(r.local, r.last)...)...)
 			del = append(del, steps(rtnl.Route.Del, r.subnet...)...)
 		default:
-			del = append(del, steps(rtnl.Route.Del, slices.Concat(r.local, r.subnet, r.last)...)...)
+			del = append(del, steps(rtnl.Route.Del, slices.Concat(anyones(r.local), r.subnet, r.last)...)...)
 			if !slices.ContainsFunc(all, func(o rtnl.Addr) bool { return o.Index != b.Index && o.Addr() == a.Addr() }) {
 				rules = append(rules, from(a.Addr()))
 			}
@@ -188,6 +188,15 @@ func routesOf(a rtnl.Addr, tables tables) (r routes) {
 		r.local = append(r.local, broadcast)
 	}
 	return r
+}
+
+// anyones are the same routes, whoever made them.
+func anyones(all []rtnl.Route) (routes []rtnl.Route) {
+	for _, r := range all {
+		r.Protocol, r.Src = unix.RTPROT_UNSPEC, netip.Addr{}
+		routes = append(routes, r)
+	}
+	return routes
 }
 
 // lastOf is the last address of an IPv4 subnet.

@@ -19,6 +19,8 @@ type Link struct {
 	Index             int
 	MAC               net.HardwareAddr
 	Loopback, Up      bool
+	// Carrier is set while it is up, and so is what it is connected to; it says so at once.
+	Carrier bool
 	// Passes is set once frames pass: it is up, and so is what it is connected to. A bridge
 	// whose carrier has never changed since it was made is in no known state, and passes them.
 	Passes bool
@@ -99,7 +101,7 @@ func readLink(message []byte) (Link, error) {
 		return Link{}, err
 	}
 	info := nl.DeserializeIfInfomsg(message)
-	l := Link{Index: int(info.Index), Loopback: info.Flags&unix.IFF_LOOPBACK != 0, Up: info.Flags&unix.IFF_UP != 0, PeerNetns: -1}
+	l := Link{Index: int(info.Index), Loopback: info.Flags&unix.IFF_LOOPBACK != 0, Up: info.Flags&unix.IFF_UP != 0, Carrier: info.Flags&unix.IFF_LOWER_UP != 0, PeerNetns: -1}
 	var state byte
 	for _, a := range attrs {
 		switch a.Attr.Type &^ unix.NLA_F_NESTED {
@@ -125,7 +127,7 @@ func readLink(message []byte) (Link, error) {
 			}
 		}
 	}
-	l.Passes = state == operUp || state == operUnknown && l.Kind == "bridge" && info.Flags&unix.IFF_LOWER_UP != 0
+	l.Passes = state == operUp || state == operUnknown && l.Kind == "bridge" && l.Carrier
 	return l, nil
 }
 
