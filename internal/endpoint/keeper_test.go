@@ -64,7 +64,7 @@ type host struct {
 	gone []ecs.Attachment // whose connections were to be closed, at the last check
 }
 
-func newHost(t *testing.T, mode guard.Mode) *host { return newHostAt(t, mode, onHost) }
+func newHost(t testing.TB, mode guard.Mode) *host { return newHostAt(t, mode, onHost) }
 
 // Where an endpoint stands.
 const (
@@ -72,7 +72,7 @@ const (
 	apart  = true // in a namespace of its own
 )
 
-func newHostAt(t *testing.T, mode guard.Mode, apart bool) *host {
+func newHostAt(t testing.TB, mode guard.Mode, apart bool) *host {
 	t.Helper()
 	h := &host{Namespace: testnet.T(t), db: filepath.Join(t.TempDir(), "bindings.db"), log: &buffer{}}
 	own, err := netns.Open(h.Path())
@@ -222,10 +222,10 @@ func (h *host) whole(t *testing.T) error {
 
 // things are what a port consists of, by the commands that show it. What the kernel numbers,
 // counts or orders is left out.
-const things = `nft --stateless list table netdev ecs_guard
+const things = `nft --stateless list table netdev ecs_guard | sort
 	bridge -d link show | sed 's/^[0-9]*: //; s/@[^:]*:/:/'
-	bridge fdb show br ecs-bridge | grep sticky
-	ip neigh show dev ecs-bridge nud permanent
+	bridge fdb show br ecs-bridge | grep sticky | sort
+	ip neigh show dev ecs-bridge nud permanent | sort
 	ip -o address show dev ecs-bridge | sed 's/^[0-9]*: //' | sort`
 
 // ends are those of a task's end.
