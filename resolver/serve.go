@@ -213,6 +213,9 @@ func (s settings) openEndpoint(r *parts, mode guard.Mode) error {
 		r.log.Warn("a client's connection has the port of --admin: listening there as soon as it is free", "addr", s.admin)
 	}
 	if r.keeper == nil {
+		if err := endpoint.Withdraw(own, s.db); err != nil {
+			r.log.Warn("what a resolver with a bridge left on this host cannot be removed", "err", err)
+		}
 		return nil
 	}
 	if err := r.keeper.Serve(r.sockets.api); err != nil {

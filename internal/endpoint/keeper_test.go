@@ -291,28 +291,34 @@ func TestWhatIsRemovedIsMadeAgain(t *testing.T) {
 	}
 }
 
-// The host's table is made again as well, where there is one.
+// What keeps the bridge apart on the host is made again as well.
 func TestTheHostsTableIsMadeAgain(t *testing.T) {
 	t.Parallel()
 	for name, remove := range map[string]string{
-		"the table":              "nft delete table inet ecs_guard",
-		"a chain's rules":        "nft flush chain inet ecs_guard forward",
-		"a rule too many":        "nft insert rule inet ecs_guard forward accept",
-		"the whole ruleset":      "nft flush ruleset",
-		"the rules of routing":   "ip rule flush; ip rule add lookup main pref 32766",
-		"the endpoint's address": "ip address del 169.254.170.2/32 dev ecs-bridge",
+		"the table":          "nft delete table inet ecs_guard",
+		"a chain's rules":    "nft flush chain inet ecs_guard forward",
+		"a rule too many":    "nft insert rule inet ecs_guard forward accept",
+		"the whole ruleset":  "nft flush ruleset",
+		"the routing rules":  "ip rule flush; ip rule add lookup main pref 32766; ip rule add lookup default pref 32767",
+		"an address's route": "ip route add local 169.254.170.2 dev ecs-bridge table local",
+		"the bridge's state": "ip link set ecs-bridge down",
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			const apart = "nft --stateless list table inet ecs_guard; (ip rule; ip -4 route show table all) | sort"
 			h := newHost(t, guard.Strict)
 			h.run(t)
 			h.attach(t, "c1", "")
-			testnet.Await(t, "the table for the task's subnet", func() error { return h.whole(t) })
-			const table = "nft --stateless list table inet ecs_guard || true; ip rule | grep ^172: | sort; ip route show table all dev ecs-bridge | sort"
-			before := h.sh(t, table)
+			testnet.Await(t, "the host without routes to the bridge", func() error {
+				if routes := h.sh(t, "ip route; ip route show table local"); strings.Contains(routes, "ecs-bridge") {
+					return errors.New(routes)
+				}
+				return h.whole(t)
+			})
+			before := h.sh(t, apart)
 			h.sh(t, remove)
 			testnet.Await(t, "the table", func() error {
-				if now := h.sh(t, table); now != before {
+				if now := h.sh(t, "set +e;"+apart); now != before {
 					return errors.New(now)
 				}
 				return h.whole(t)

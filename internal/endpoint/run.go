@@ -91,6 +91,13 @@ func (k *Keeper) watch(ctx context.Context) (<-chan error, error) {
 		return nil, err
 	}
 	go follow(links, "the kernel no longer reports changes of links: start the resolver again")
+	if k.onHost() {
+		routes, err := link.WatchPrivate(ctx, k.cfg.Netns, k.cfg.Bridge)
+		if err != nil {
+			return nil, err
+		}
+		go follow(routes, "the kernel no longer reports changes of routes")
+	}
 	if k.cfg.Guard != guard.Off { // there may be no nftables to watch then
 		rules, err := guard.Watch(ctx, k.cfg.Netns)
 		if err != nil {

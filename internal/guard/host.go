@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"net/url"
 	"slices"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -46,6 +48,34 @@ func (h Host) table() *nftables.Table {
 		}
 	}
 	return &nftables.Table{Family: nftables.TableFamilyINet, Name: name}
+}
+
+// Bridges are those that have a table, whether they are there or not.
+func Bridges(c *rtnl.Conn) (names []string, err error) {
+	conn, err := dial(c)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.CloseLasting()
+	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return nil, fmt.Errorf("listing tables: %w", explain(err))
+	}
+	for _, t := range tables {
+		if t.Name == tableName {
+			names = append(names, DefaultBridge)
+			continue
+		}
+		suffix, ours := strings.CutPrefix(t.Name, tableName+"_")
+		if !ours {
+			continue
+		}
+		name, err := url.PathUnescape(strings.ReplaceAll(suffix, "_", "%"))
+		if err == nil && (Host{Bridge: name}).table().Name == t.Name {
+			names = append(names, name)
+		}
+	}
+	return names, nil
 }
 
 // Ensure makes the table what it should be, and reports whether it was not. It reads the

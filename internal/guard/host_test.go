@@ -3,7 +3,9 @@ package guard_test
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
@@ -131,8 +133,13 @@ func TestEachBridgeHasATableOfItsOwn(t *testing.T) {
 		}
 	}
 	on(t, ns, func(c *rtnl.Conn) error {
-		_, err := guard.Host{Bridge: "b-2"}.Remove(c)
-		return err
+		bridges, err := guard.Bridges(c)
+		slices.Sort(bridges)
+		if want := slices.Sorted(maps.Keys(names)); !slices.Equal(bridges, want) {
+			t.Errorf("tables are of %q; want %q", bridges, want)
+		}
+		_, errRemove := guard.Host{Bridge: "b-2"}.Remove(c)
+		return errors.Join(err, errRemove)
 	})
 	if left := nft(t, ns, "list", "tables"); strings.Contains(left, "ecs_guard_b-2") || strings.Count(left, "ecs_guard") != len(names)-1 {
 		t.Errorf("tables left: %s", left)

@@ -82,12 +82,12 @@ func (h *Host) EnsurePrivate(b Bridge, routed bool) (changed bool, err error) {
 		add = append(add, steps(rtnl.Route.Add, r.own...)...)
 		switch {
 		case a.Prefix == Endpoint:
-			del = append(del, steps(rtnl.Route.Del, slices.Concat(r.local, r.subnet)...)...)
+			del = append(del, steps(rtnl.Route.Del, slices.Concat(anyones(r.local), r.subnet)...)...)
 		case routed:
 			add = append(add, steps(rtnl.Route.Add, slices.Concat(r.local, r.last)...)...)
 			del = append(del, steps(rtnl.Route.Del, r.subnet...)...)
 		default:
-			del = append(del, steps(rtnl.Route.Del, slices.Concat(r.local, r.subnet, r.last)...)...)
+			del = append(del, steps(rtnl.Route.Del, slices.Concat(anyones(r.local), r.subnet, r.last)...)...)
 			if !slices.ContainsFunc(all, func(o rtnl.Addr) bool { return o.Index != b.Index && o.Addr() == a.Addr() }) {
 				rules = append(rules, from(a.Addr()))
 			}
@@ -150,6 +150,18 @@ func (h *Host) RemovePrivate(name string) (changed bool, err error) {
 	return h.change(back)
 }
 
+// PrivateBridges are those that [Host.EnsurePrivate] has kept apart, whether they are there
+// or not.
+func (h *Host) PrivateBridges() (names []string, err error) {
+	rules, err := h.Rules()
+	for _, r := range rules {
+		if r.In != "" && r.Table == tablesOf(r.In).in {
+			names = append(names, r.In)
+		}
+	}
+	return names, err
+}
+
 // routes are those of one address of a bridge.
 type routes struct {
 	local  []rtnl.Route // the kernel's, by which the address, and its subnet's broadcast address, are the host's
@@ -188,6 +200,15 @@ func routesOf(a rtnl.Addr, tables tables) (r routes) {
 		r.local = append(r.local, broadcast)
 	}
 	return r
+}
+
+// anyones are the same routes, whoever made them.
+func anyones(all []rtnl.Route) (routes []rtnl.Route) {
+	for _, r := range all {
+		r.Protocol, r.Src = unix.RTPROT_UNSPEC, netip.Addr{}
+		routes = append(routes, r)
+	}
+	return routes
 }
 
 // lastOf is the last address of an IPv4 subnet.

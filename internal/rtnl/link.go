@@ -127,7 +127,7 @@ func readLink(message []byte) (Link, error) {
 			}
 		}
 	}
-	l.Passes = state == operUp || state == operUnknown && l.Kind == "bridge" && info.Flags&unix.IFF_LOWER_UP != 0
+	l.Passes = state == operUp || state == operUnknown && l.Kind == "bridge" && l.Carrier
 	return l, nil
 }
 

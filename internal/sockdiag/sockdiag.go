@@ -84,8 +84,23 @@ func (c Conn) Connected(local, remote netip.AddrPort) (bool, error) {
 	return false, nil
 }
 
+// ListensOn reports whether a TCP socket of the namespace listens on the interface of that
+// index alone.
+func (c Conn) ListensOn(index int) (bool, error) {
+	all, err := c.listeners()
+	return slices.ContainsFunc(all, func(s socket) bool { return s.device() == index }), err
+}
+
 // Listeners are the addresses at which TCP sockets of the namespace listen.
 func (c Conn) Listeners() (all []netip.AddrPort, err error) {
+	found, err := c.listeners()
+	for _, s := range found {
+		all = append(all, s.local())
+	}
+	return all, err
+}
+
+func (c Conn) listeners() (all []socket, err error) {
 	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
 		ask := message(netip.AddrPort{}, netip.AddrPort{}, listens)
 		ask[0] = family
@@ -93,9 +108,7 @@ func (c Conn) Listeners() (all []netip.AddrPort, err error) {
 		if err != nil {
 			return nil, err
 		}
-		for _, s := range found {
-			all = append(all, s.local())
-		}
+		all = append(all, found...)
 	}
 	return all, nil
 }
@@ -154,6 +167,9 @@ func (s socket) is(local, remote netip.AddrPort) bool {
 		s.local() == local &&
 		s.addr(id[20:36]) == remote.Addr() && binary.BigEndian.Uint16(id[2:]) == remote.Port()
 }
+
+// device is the index of the interface that the socket is bound to, or 0.
+func (s socket) device() int { return int(binary.NativeEndian.Uint32(s.id()[36:])) }
 
 func (s socket) local() netip.AddrPort {
 	return netip.AddrPortFrom(s.addr(s.id()[4:20]), binary.BigEndian.Uint16(s.id()))
