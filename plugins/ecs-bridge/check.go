@@ -12,7 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"taskmeta/internal/cniedge"
+	"taskmeta/internal/ipam"
 	"taskmeta/internal/link"
+	"taskmeta/internal/netns"
 	"taskmeta/internal/port"
 )
 
@@ -39,11 +41,11 @@ func check(ctx context.Context, r *cniedge.Request) error {
 
 // checkLinks names the first thing that is not as ADD left it.
 func checkLinks(r *cniedge.Request, conf *port.Config, prev *current.Result) error {
-	own := slices.IndexFunc(prev.Interfaces, func(i *current.Interface) bool { return i.Name == r.IfName && i.Sandbox != "" })
+	own := ownInterface(r, prev)
 	if own < 0 {
-		return fmt.Errorf("prevResult has no interface %s", r.IfName)
+		return fmt.Errorf("prevResult has no interface %s in %s", r.IfName, r.Netns)
 	}
-	g, err := given(prev, own)
+	g, err := given(r, conf, prev, own)
 	if err != nil {
 		return err
 	}
@@ -81,13 +83,46 @@ func checkLinks(r *cniedge.Request, conf *port.Config, prev *current.Result) err
 	return conf.Guarded(bridge, v, g, want).Check(host.Conn)
 }
 
-// given is the part of a result that belongs to the interface of that index: its
-// addresses, and all of the routes, which name no interface.
-func given(prev *current.Result, own int) (port.Grant, error) {
-	part := &current.Result{Routes: prev.Routes}
+// ownInterface is the index of the task's end of the pair in a result, -1 if it has none.
+// Other interfaces may have its name: the host's, and those of other namespaces.
+func ownInterface(r *cniedge.Request, prev *current.Result) int {
+	task, taskErr := netns.Identify(r.Netns)
+	return slices.IndexFunc(prev.Interfaces, func(i *current.Interface) bool {
+		if i == nil || i.Name != r.IfName || i.Sandbox == "" {
+			return false
+		}
+		if i.Sandbox == r.Netns {
+			return true
+		}
+		id, err := netns.Identify(i.Sandbox) // another path of the same
+		return err == nil && taskErr == nil && id == task
+	})
+}
+
+// given is the part of a result that belongs to the interface of that index: its addresses,
+// and those of the routes that are ours. The rest is of other plugins of the chain, which
+// check it themselves.
+func given(r *cniedge.Request, conf *port.Config, prev *current.Result, own int) (port.Grant, error) {
+	part := &current.Result{}
+	others := make(map[bool]bool) // whether other plugins gave addresses of IPv4, of IPv6
 	for _, ip := range prev.IPs {
-		if ip.Interface != nil && *ip.Interface == own {
+		switch {
+		case ip == nil:
+		case ip.Interface != nil && *ip.Interface == own:
 			part.IPs = append(part.IPs, ip)
+		default:
+			others[ip.Address.IP.To4() != nil] = true
+		}
+	}
+	configured := conf.IPAM == ipam.Name
+	routes := ipam.Routes(r.Keys)
+	for _, route := range prev.Routes {
+		switch {
+		case route == nil:
+		case slices.ContainsFunc(part.IPs, func(ip *current.IPConfig) bool { return ip.Address.Contains(route.GW) }),
+			configured && slices.ContainsFunc(routes, func(c *types.Route) bool { return sameRoute(c, route) }),
+			!configured && !others[route.Dst.IP.To4() != nil]:
+			part.Routes = append(part.Routes, route)
 		}
 	}
 	g, err := port.NewGrant(part)
@@ -95,6 +130,11 @@ func given(prev *current.Result, own int) (port.Grant, error) {
 		return port.Grant{}, fmt.Errorf("prevResult: %w", err)
 	}
 	return g, nil
+}
+
+// sameRoute reports whether two routes have the same destination and next hop.
+func sameRoute(a, b *types.Route) bool {
+	return a.Dst.IP.Equal(b.Dst.IP) && slices.Equal(a.Dst.Mask, b.Dst.Mask) && a.GW.Equal(b.GW)
 }
 
 // status says whether an ADD could be served, as far as can be told without one, and

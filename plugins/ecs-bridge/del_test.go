@@ -90,8 +90,8 @@ func TestDelBesideAdd(t *testing.T) {
 	for round := range testnet.Soak(60, 1000) {
 		name := fmt.Sprintf("c%d", round)
 		var both sync.WaitGroup
-		both.Go(func() { _, _ = h.call("ADD", name, task.Path(), conf()).Run(t.Context(), h.Namespace) }) // it may succeed or not
-		both.Go(func() { _, _ = h.call("DEL", name, task.Path(), conf()).Run(t.Context(), h.Namespace) })
+		both.Go(func() { _, _ = h.run(h.call("ADD", name, task.Path(), conf())) }) // it may succeed or not
+		both.Go(func() { _, _ = h.run(h.call("DEL", name, task.Path(), conf())) })
 		both.Wait()
 		h.must(t, "DEL", name, task.Path(), conf())
 	}
@@ -136,7 +136,7 @@ func TestDelAsTheECSAgentDoes(t *testing.T) {
 	}
 	free := h.call("DEL", "pause", task.Path(), keys("ecs-ipam", strings.Replace(ipam, `"id"`, `"ipv4-address": "`+address(t, result)+`", "id"`, 1)))
 	free.Program = filepath.Join(bin, "ecs-ipam")
-	if _, err := free.Run(t.Context(), h.Namespace); err != nil {
+	if _, err := h.run(free); err != nil {
 		t.Fatal(err)
 	}
 	h.left(t, before)

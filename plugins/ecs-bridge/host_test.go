@@ -28,6 +28,7 @@ var programs = []string{
 	"taskmeta/plugins/ecs-ipam",
 	"taskmeta/resolver",
 	"github.com/containernetworking/plugins/plugins/ipam/host-local",
+	"github.com/containernetworking/plugins/plugins/main/bridge",
 	"github.com/containernetworking/cni/cnitool",
 }
 
@@ -68,10 +69,15 @@ func (h *host) call(verb, container, netns, conf string) testnet.Call {
 	}
 }
 
+// run makes a call, as a runtime on this host does.
+func (h *host) run(call testnet.Call) (*current.Result, error) {
+	return call.Run(context.Background(), h.Namespace)
+}
+
 // must calls the plugin and ends the test if it fails.
 func (h *host) must(t testing.TB, verb, container, netns, conf string) *current.Result {
 	t.Helper()
-	result, err := h.call(verb, container, netns, conf).Run(t.Context(), h.Namespace)
+	result, err := h.run(h.call(verb, container, netns, conf))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +87,7 @@ func (h *host) must(t testing.TB, verb, container, netns, conf string) *current.
 // refused calls the plugin, which has to answer with an error of that code and text.
 func (h *host) refused(t testing.TB, verb, container, netns, conf string, code uint, text string) {
 	t.Helper()
-	_, err := h.call(verb, container, netns, conf).Run(t.Context(), h.Namespace)
+	_, err := h.run(h.call(verb, container, netns, conf))
 	testnet.Refused(t, err, code, text)
 }
 

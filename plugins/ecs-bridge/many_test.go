@@ -27,7 +27,7 @@ func TestManyAtOnce(t *testing.T) {
 	}
 	results := make([]*current.Result, n)
 	together(t, n, func(i int) (err error) {
-		results[i], err = h.call("ADD", fmt.Sprintf("c%d", i), tasks[i].Path(), conf()).Run(t.Context(), h.Namespace)
+		results[i], err = h.run(h.call("ADD", fmt.Sprintf("c%d", i), tasks[i].Path(), conf()))
 		return err
 	})
 	seen := make(map[string]int)
@@ -42,7 +42,7 @@ func TestManyAtOnce(t *testing.T) {
 		reach(t, h, tasks[i])
 	}
 	together(t, n, func(i int) error {
-		_, err := h.call("DEL", fmt.Sprintf("c%d", i), tasks[i].Path(), conf()).Run(t.Context(), h.Namespace)
+		_, err := h.run(h.call("DEL", fmt.Sprintf("c%d", i), tasks[i].Path(), conf()))
 		return err
 	})
 	h.left(t, before)
@@ -70,7 +70,7 @@ func TestTwoNetworksOfOneTask(t *testing.T) {
 	another := func(verb string) error {
 		call := h.call(verb, "c1", task.Path(), second)
 		call.IfName = "eth1"
-		_, err := call.Run(t.Context(), h.Namespace)
+		_, err := h.run(call)
 		return err
 	}
 	h.must(t, "ADD", "c1", task.Path(), conf())
@@ -136,7 +136,7 @@ func TestTwoInterfacesInOneNetwork(t *testing.T) {
 	second := func(verb string) error {
 		call := h.call(verb, "c1", task.Path(), conf())
 		call.IfName = "eth1"
-		_, err := call.Run(t.Context(), h.Namespace)
+		_, err := h.run(call)
 		return err
 	}
 	h.must(t, "ADD", "c1", task.Path(), conf())
