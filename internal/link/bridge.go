@@ -131,6 +131,9 @@ func (h *Host) EnsureAddr(b Bridge, p netip.Prefix) error {
 	return errors.Join(err, h.Do(rtnl.DelAddr(b.Index, p)))
 }
 
+// DelAddr takes an address of the bridge away.
+func (h *Host) DelAddr(b Bridge, p netip.Prefix) error { return h.Do(rtnl.DelAddr(b.Index, p)) }
+
 // CheckAddrs names the first of the addresses that the bridge lacks.
 func (h *Host) CheckAddrs(b Bridge, want ...netip.Prefix) error {
 	return h.checkAddrs("bridge "+b.Name, b.Index, want)

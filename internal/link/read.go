@@ -88,7 +88,13 @@ func inspect(path string, read func(conn) error) error {
 
 // Check compares the task's interface with what it is to have and names the first thing
 // that is missing.
-func (t *Task) Check(want Interface) error {
+func (t *Task) Check(want Interface) error { return t.check(want, false) }
+
+// CheckReach is [Task.Check] that takes any route to a destination for ours, be it of our
+// interface: whatever is there, [Task.Configure] leaves it.
+func (t *Task) CheckReach(want Interface) error { return t.check(want, true) }
+
+func (t *Task) check(want Interface, anyRoute bool) error {
 	l, err := t.Link(want.Name)
 	switch {
 	case errors.Is(err, unix.ENODEV):
@@ -105,7 +111,7 @@ func (t *Task) Check(want Interface) error {
 	if err := t.checkAddrs(want.Name, l.Index, want.Addrs); err != nil {
 		return err
 	}
-	return t.checkRoutes(want.Routes, l.Index)
+	return t.checkRoutes(want.Routes, l.Index, anyRoute)
 }
 
 // A foundRoute is one that the task has.
@@ -145,7 +151,7 @@ func (r Route) is(f foundRoute, index int) bool {
 
 // checkRoutes looks for each route that the interface of that index is to have. One whose
 // destination is another interface's is not expected: [Task.Configure] left it out.
-func (t *Task) checkRoutes(want []Route, index int) error {
+func (t *Task) checkRoutes(want []Route, index int, anyRoute bool) error {
 	all, err := t.Ask(rtnl.NewStep(unix.RTM_GETROUTE, unix.NLM_F_DUMP, "listing the task's routes", &nl.RtMsg{}))
 	if err != nil {
 		return err
@@ -160,7 +166,7 @@ func (t *Task) checkRoutes(want []Route, index int) error {
 	}
 	for _, r := range want {
 		if !slices.ContainsFunc(found[r.slot()], func(f foundRoute) bool {
-			return r.is(f, index) || !r.Blackhole && f.index != index
+			return anyRoute || r.is(f, index) || !r.Blackhole && f.index != index
 		}) {
 			return fmt.Errorf("the task lacks the route %s", r)
 		}

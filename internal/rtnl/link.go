@@ -19,6 +19,8 @@ type Link struct {
 	Index             int
 	MAC               net.HardwareAddr
 	Loopback, Up      bool
+	// Carrier is set while it is up, and so is what it is connected to; it says so at once.
+	Carrier bool
 	// Passes is set once frames pass: it is up, and so is what it is connected to. The kernel
 	// says so by the state "up", and by "unknown" of an interface whose carrier has been there
 	// since it was made, such as a bridge that somebody else has set up. A carrier that has
@@ -101,9 +103,9 @@ func readLink(message []byte) (Link, error) {
 		return Link{}, err
 	}
 	info := nl.DeserializeIfInfomsg(message)
-	l := Link{Index: int(info.Index), Loopback: info.Flags&unix.IFF_LOOPBACK != 0, Up: info.Flags&unix.IFF_UP != 0, PeerNetns: -1}
+	l := Link{Index: int(info.Index), Loopback: info.Flags&unix.IFF_LOOPBACK != 0, Up: info.Flags&unix.IFF_UP != 0, Carrier: info.Flags&unix.IFF_LOWER_UP != 0, PeerNetns: -1}
 	var state byte
-	var carrier, changed bool
+	changed := false // the carrier, ever
 	for _, a := range attrs {
 		switch a.Attr.Type &^ unix.NLA_F_NESTED {
 		case unix.IFLA_IFNAME:
@@ -114,8 +116,6 @@ func readLink(message []byte) (Link, error) {
 			l.MAC = a.Value
 		case unix.IFLA_OPERSTATE:
 			state = a.Value[0]
-		case unix.IFLA_CARRIER:
-			carrier = a.Value[0] != 0
 		case unix.IFLA_CARRIER_CHANGES:
 			changed = number(a) != 0
 		case unix.IFLA_MASTER:
@@ -132,7 +132,7 @@ func readLink(message []byte) (Link, error) {
 			}
 		}
 	}
-	l.Passes = state == operUp || state == operUnknown && l.Up && carrier && !changed
+	l.Passes = state == operUp || state == operUnknown && l.Carrier && !changed
 	return l, nil
 }
 

@@ -1,0 +1,53 @@
+package guard
+
+import (
+	"context"
+	"fmt"
+	"syscall"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"taskmeta/internal/netns"
+	"taskmeta/internal/rtnl"
+)
+
+// RemovePorts removes the table of the ports' chains from a namespace in which no port is
+// left.
+func RemovePorts(c *rtnl.Conn) error {
+	conn, err := dial(c)
+	if err != nil {
+		return err
+	}
+	defer conn.CloseLasting()
+	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyNetdev)
+	if err != nil {
+		return fmt.Errorf("listing tables: %w", explain(err))
+	}
+	for _, t := range tables {
+		if t.Name == tableName {
+			conn.DelTable(t)
+		}
+	}
+	if err := conn.Flush(); err != nil && !gone(err) {
+		return fmt.Errorf("deleting table netdev %s: %w", tableName, explain(err))
+	}
+	return nil
+}
+
+// Watch reports that somebody has changed the rules of the guard; any number of changes
+// that have not been looked at are one. Those of this package are reported like others'.
+// The channel is closed when ctx ends, or when the kernel can no longer be listened to.
+func Watch(ctx context.Context, ns *netns.NS) (<-chan struct{}, error) {
+	changed, err := rtnl.Watch(ctx, ns, aboutGuard, unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
+	return changed, explain(err)
+}
+
+// aboutGuard reads the attributes of a message about a table, a chain or a rule, which all
+// begin with the table's name.
+func aboutGuard(m syscall.NetlinkMessage) bool {
+	attrs, err := nl.ParseRouteAttr(m.Data[min(nl.SizeofNfgenmsg, len(m.Data)):])
+	return err == nil && len(attrs) > 0 && attrs[0].Attr.Type&nl.NLA_TYPE_MASK == unix.NFTA_TABLE_NAME &&
+		unix.ByteSliceToString(attrs[0].Value) == tableName
+}
