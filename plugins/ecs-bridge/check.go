@@ -49,12 +49,19 @@ func checkLinks(r *cniedge.Request, conf *port.Config, prev *current.Result) err
 	if err != nil {
 		return err
 	}
-	host, task, err := open(r, conf.Netns)
+	host, _, task, err := open(r, conf.Netns)
 	if err != nil {
 		return err
 	}
 	defer host.Close()
 	defer task.Close()
+	v, ok, err := host.Veth(r.Attachment)
+	if err == nil && !ok {
+		err = checkElsewhere(r, conf, host)
+	}
+	if err != nil {
+		return err
+	}
 	bridge, err := host.Bridge(conf.Bridge)
 	if err != nil {
 		return err
@@ -62,10 +69,7 @@ func checkLinks(r *cniedge.Request, conf *port.Config, prev *current.Result) err
 	if err := host.CheckAddrs(bridge, append(g.Gateways, link.Endpoint)...); err != nil {
 		return err
 	}
-	v, ok, err := host.Veth(r.Attachment)
 	switch {
-	case err != nil:
-		return err
 	case !ok:
 		return fmt.Errorf("veth %s is missing", link.HostName(r.Attachment))
 	case v.Bridge != bridge.Index:
@@ -81,6 +85,25 @@ func checkLinks(r *cniedge.Request, conf *port.Config, prev *current.Result) err
 		return err
 	}
 	return conf.Guarded(bridge, v, g, want).Check(host.Conn)
+}
+
+// checkElsewhere reports a port that stands in another network namespace than the bridge.
+func checkElsewhere(r *cniedge.Request, conf *port.Config, host *link.Host) error {
+	others, err := openHosts(r, conf.Netns)
+	if err != nil {
+		return err
+	}
+	defer others.close()
+	for _, other := range others {
+		v, ok, err := other.Veth(r.Attachment)
+		if err != nil {
+			return err
+		}
+		if ok && other.NS.ID() != host.NS.ID() {
+			return fmt.Errorf("veth %s stands in %s: expected in %s", v.Name, port.Named(other.NS), port.Named(host.NS))
+		}
+	}
+	return nil
 }
 
 // ownInterface is the index of the task's end of the pair in a result, -1 if it has none.
@@ -151,12 +174,18 @@ func status(ctx context.Context, r *cniedge.Request) error {
 	if err := privileged(); err != nil {
 		return err
 	}
-	host, err := openHost(r, conf.Netns)
+	if _, _, err := port.Open(r.Config, conf.Netns); err != nil {
+		return err // such as a key that names what is missing
+	}
+	all, err := openHosts(r, conf.Netns)
 	if err != nil {
 		return err
 	}
-	defer host.Close()
-	if err := checkBridge(host, conf.Bridge, r.Network); err != nil {
+	defer all.close()
+	if err := checkBridge(all[0], conf.Bridge, r.Network); err != nil {
+		return err
+	}
+	if err := checkPlace(all, r.Network); err != nil {
 		return err
 	}
 	_, err = plugin.do(ctx, "STATUS")
@@ -173,15 +202,9 @@ func checkBridge(host *link.Host, name, network string) error {
 	case err == nil:
 		err = fmt.Errorf("bridge %s is down", name)
 	}
-	veths, listErr := host.Veths()
+	cut, listErr := count(host, network)
 	if listErr != nil {
 		return errors.Join(err, listErr)
-	}
-	cut := 0
-	for _, v := range veths {
-		if v.Attachment.Network == network {
-			cut++
-		}
 	}
 	switch {
 	case cut > 0:
@@ -190,6 +213,33 @@ func checkBridge(host *link.Host, name, network string) error {
 		return nil
 	}
 	return err
+}
+
+// checkPlace reports attachments that stand in another network namespace than the bridge,
+// where a resolver moves them while it runs: code 51.
+func checkPlace(all hosts, network string) error {
+	for _, other := range all[1:] {
+		n, err := count(other, network)
+		if err != nil {
+			return err
+		}
+		if n > 0 {
+			return types.NewError(types.ErrLimitedConnectivity, fmt.Sprintf("%d attachments of network %s stand in %s: expected in %s, where a resolver moves them while it runs",
+				n, network, port.Named(other.NS), port.Named(all[0].NS)), "")
+		}
+	}
+	return nil
+}
+
+// count is the number of a network's attachments that stand there.
+func count(host *link.Host, network string) (n int, err error) {
+	veths, err := host.Veths()
+	for _, v := range veths {
+		if v.Attachment.Network == network {
+			n++
+		}
+	}
+	return n, err
 }
 
 // privileged reports the capability that an ADD would fail for the lack of.

@@ -26,25 +26,30 @@ func del(ctx context.Context, r *cniedge.Request) error {
 		return err
 	}
 	defer release()
-	host, err := openHost(r, place.Netns)
+	all, err := openHosts(r, place.Netns)
 	if err != nil {
 		return err
 	}
-	defer host.Close()
-	v, ok, err := host.Veth(r.Attachment)
-	if err != nil {
-		return err
-	}
-	rest := func() error {
-		if err := guard.Remove(host.Conn, place.Bridge, link.HostName(r.Attachment), ok && guarded(v)); err != nil {
+	defer all.close()
+	rest := func() error { return giveBack(ctx, r, place.IPAM, "DEL") }
+	for _, host := range slices.Backward(all) {
+		v, ok, err := host.Veth(r.Attachment)
+		if err != nil {
 			return err
 		}
-		return giveBack(ctx, r, place.IPAM, "DEL")
+		then := rest
+		rest = func() error {
+			if err := guard.Remove(host.Conn, place.Bridge, link.HostName(r.Attachment), ok && guarded(v)); err != nil {
+				return err
+			}
+			return then()
+		}
+		if ok {
+			meanwhile := rest
+			rest = func() error { return host.DelVeth(v, meanwhile) }
+		}
 	}
-	if !ok {
-		return rest()
-	}
-	return host.DelVeth(v, rest)
+	return rest()
 }
 
 // guarded reports whether an attachment's port was given a guard.
@@ -90,19 +95,22 @@ func collect(ctx context.Context, r *cniedge.Request) error {
 // free later.
 func removeStale(ctx context.Context, r *cniedge.Request, place port.Place, stale func(link.Veth) bool) (release func(), err error) {
 	release = func() {}
-	host, err := openHost(r, place.Netns)
+	all, err := openHosts(r, place.Netns)
 	if err != nil {
 		return release, err
 	}
-	defer host.Close()
-	veths, err := host.Veths()
-	if err != nil {
-		return release, err
-	}
-	veths = slices.DeleteFunc(veths, func(v link.Veth) bool { return !stale(v) })
+	defer all.close()
 	var of []ecs.Attachment
-	for _, v := range veths {
-		of = append(of, v.Attachment)
+	ports := make([][]link.Veth, len(all))
+	for i, host := range all {
+		veths, err := host.Veths()
+		if err != nil {
+			return release, err
+		}
+		ports[i] = slices.DeleteFunc(veths, func(v link.Veth) bool { return !stale(v) })
+		for _, v := range ports[i] {
+			of = append(of, v.Attachment)
+		}
 	}
 	if len(of) > 0 {
 		if release, err = lock(ctx, r, place.IPAM, of...); err != nil {
@@ -110,9 +118,12 @@ func removeStale(ctx context.Context, r *cniedge.Request, place port.Place, stal
 		}
 	}
 	var errs []error
-	for _, v := range veths {
-		slog.Info("removing", "container", v.Attachment.Container, "ifname", v.Attachment.IfName, "veth", v.Name)
-		errs = append(errs, port.Detach(host, place.Bridge, v))
+	for i, host := range all {
+		for _, v := range ports[i] {
+			slog.Info("removing", "container", v.Attachment.Container, "ifname", v.Attachment.IfName, "veth", v.Name)
+			errs = append(errs, port.Detach(host, place.Bridge, v))
+		}
+		errs = append(errs, guard.Sweep(host.Conn, place.Bridge))
 	}
-	return release, errors.Join(append(errs, guard.Sweep(host.Conn, place.Bridge))...)
+	return release, errors.Join(errs...)
 }
