@@ -53,6 +53,7 @@ type Attacher struct {
 	network  *libcni.NetworkConfigList
 	cni      *libcni.CNIConfig
 	bindings *bindingdb.Reader
+	progress progress
 }
 
 // New reads the network's configuration. The daemon and the bindings file need not be
