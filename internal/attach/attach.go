@@ -171,7 +171,9 @@ func (a *Attacher) remove(ctx context.Context, id string) (*ecs.Binding, error) 
 // known; the built-in one has the same plugins.
 func (a *Attacher) del(ctx context.Context, key ecs.Attachment, netns string) error {
 	list := a.network
-	if key.Network != list.Name {
+	if key.IsProbe() {
+		list = forProbes(list)
+	} else if key.Network != list.Name {
 		var err error
 		if list, err = builtin(key.Network, a.Bridge); err != nil {
 			return err

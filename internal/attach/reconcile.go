@@ -218,7 +218,7 @@ func (r *reconciler) detach(ctx context.Context, id string) error {
 // sweep finds the bindings whose network namespace is gone, and has each freed after what is
 // being done to its container.
 func (r *reconciler) sweep(ctx context.Context) error {
-	gone, err := r.attacher.gone(func(b *ecs.Binding) bool { return b.Network == r.attacher.network.Name })
+	gone, err := r.attacher.gone(func(b *ecs.Binding) bool { return b.Network == r.attacher.network.Name || b.IsProbe() })
 	for _, b := range gone {
 		r.enqueue(ctx, b.Container, func(j *job) { j.left = b })
 	}

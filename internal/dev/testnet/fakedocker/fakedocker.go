@@ -234,6 +234,9 @@ func (d *Daemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch kind {
 	case "/_ping":
 		w.Header().Set("Api-Version", "1.41")
+	case "/version":
+		w.Header().Set("Content-Type", "application/json")
+		fmt.Fprint(w, `{"Version":"20.10.24","ApiVersion":"1.41"}`)
 	case "/events":
 		d.serveEvents(w, r)
 	case "/containers/json":
