@@ -37,6 +37,7 @@ func (f *flags) attacher(daemon *docker.Client, log *slog.Logger) (*attach.Attac
 	return attach.New(attach.Config{
 		Docker:     daemon,
 		Netns:      ns,
+		Host:       ns,
 		DB:         f.db,
 		PluginPath: filepath.SplitList(f.cniPath),
 		Network:    f.network,
@@ -94,6 +95,8 @@ The container may have ended; one that is removed is named by its full ID.`,
 				switch {
 				case err != nil:
 					return err
+				case freed != nil && len(freed.Addrs) == 0:
+					fmt.Fprintf(cmd.OutOrStdout(), "%s was not attached; what was left of an attempt is removed\n", args[0])
 				case freed == nil:
 					fmt.Fprintf(cmd.OutOrStdout(), "nothing to do: %s is not attached; `ecs-resolver bindings` lists what is\n", args[0])
 				default:

@@ -62,8 +62,24 @@ func (c Config) configure(list *libcni.NetworkConfigList, labels map[string]stri
 			written.IPAM["db-path"] = c.DB
 			more["ipam"] = written.IPAM
 		}
+		if c.PluginNetns != "" && plugin.Network.Type == "ecs-bridge" {
+			more["netns"] = c.PluginNetns
+		}
 		var err error
 		if full.Plugins[i], err = libcni.InjectConf(plugin, more); err != nil {
+			return nil, fmt.Errorf("network %q: plugin %s: %w", list.Name, plugin.Network.Type, err)
+		}
+	}
+	return &full, nil
+}
+
+// inject adds keys to the configuration of each plugin.
+func inject(list *libcni.NetworkConfigList, keys map[string]any) (*libcni.NetworkConfigList, error) {
+	full := *list
+	full.Plugins = slices.Clone(list.Plugins)
+	for i, plugin := range full.Plugins {
+		var err error
+		if full.Plugins[i], err = libcni.InjectConf(plugin, keys); err != nil {
 			return nil, fmt.Errorf("network %q: plugin %s: %w", list.Name, plugin.Network.Type, err)
 		}
 	}

@@ -31,7 +31,7 @@ func (a *Attacher) Probe(ctx context.Context, ask func(context.Context, *netns.N
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, a.del(ctx, key, path)) }()
+	defer func() { err = errors.Join(err, a.del(ctx, key, path, always)) }()
 	if _, err := a.cni.AddNetworkList(ctx, list, runtimeConf(key, path)); err != nil {
 		return fmt.Errorf("attaching a network namespace to ask from: %w", err)
 	}
@@ -50,7 +50,7 @@ func forProbes(list *libcni.NetworkConfigList) *libcni.NetworkConfigList {
 func (a *Attacher) collectProbes(ctx context.Context) error {
 	gone, err := a.gone(func(b *ecs.Binding) bool { return b.IsProbe() })
 	for _, b := range gone {
-		err = errors.Join(err, a.del(ctx, b.Attachment, ""))
+		err = errors.Join(err, a.del(ctx, b.Attachment, "", always))
 	}
 	return err
 }

@@ -19,6 +19,10 @@ func del(ctx context.Context, r *cniedge.Request) error {
 	if err != nil {
 		return err
 	}
+	before, err := r.Before()
+	if err != nil {
+		return err
+	}
 	release, err := lock(ctx, r, place.IPAM)
 	if err != nil {
 		return err
@@ -32,6 +36,9 @@ func del(ctx context.Context, r *cniedge.Request) error {
 	v, ok, err := host.Veth(r.Attachment)
 	if err != nil {
 		return err
+	}
+	if ok && v.Since >= before {
+		return nil
 	}
 	rest := func() error {
 		if err := guard.Remove(host.Conn, place.Bridge, link.HostName(r.Attachment), ok && guarded(v)); err != nil {
