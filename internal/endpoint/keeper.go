@@ -123,7 +123,9 @@ func (k *Keeper) onHost() bool { return k.cfg.Pin == "" }
 func (k *Keeper) EnsureBridge() error {
 	host, err := link.Open(k.cfg.Netns)
 	if err == nil {
-		_, err = host.EnsureBridge(k.cfg.Bridge, bridgeMTU)
+		if err = CheckOurs(host, k.cfg.Bridge, k.cfg.Bindings); err == nil {
+			_, err = host.EnsureBridge(k.cfg.Bridge, bridgeMTU)
+		}
 		host.Close()
 	}
 	if err != nil {
@@ -163,7 +165,7 @@ func (k *Keeper) restore() error {
 	if err := host.EnsureAddr(bridge, link.Endpoint); err != nil {
 		return err
 	}
-	subnets, changed, err := k.table(host)
+	subnets, changed, err := k.table(bridge, host)
 	if err != nil {
 		return err
 	}
@@ -192,14 +194,22 @@ func (k *Keeper) restore() error {
 	return nil
 }
 
-// table makes the host's table, and returns the subnets of the bridge.
-func (k *Keeper) table(host *link.Host) (subnets []netip.Prefix, changed bool, err error) {
-	table := guard.Host{Bridge: k.cfg.Bridge, Mode: k.cfg.Guard}
-	if k.onHost() {
-		return table.Ensure(host.Conn)
-	}
+// table keeps the bridge apart from the host's other interfaces, by routes and by the host's
+// table, and returns the subnets of the bridge.
+func (k *Keeper) table(bridge link.Bridge, host *link.Host) (subnets []netip.Prefix, changed bool, err error) {
+	table := guard.Host{Bridge: bridge.Name, Mode: k.cfg.Guard}
 	subnets, err = table.Subnets(host.Conn)
-	return subnets, false, err
+	if err != nil || !k.onHost() {
+		return subnets, false, err
+	}
+	routed, err := host.EnsurePrivate(bridge, k.cfg.Guard != guard.Strict)
+	if err != nil {
+		return nil, false, err
+	}
+	after, changed, err := table.Ensure(host.Conn)
+	// An address that came meanwhile is one of the next time.
+	known := k.cfg.Guard == guard.Off || slices.Equal(subnets, after)
+	return subnets, (changed || routed) && known, err
 }
 
 // bindSockets binds the sockets to a bridge that they are not bound to yet, and reports
@@ -251,6 +261,12 @@ func (k *Keeper) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var routes <-chan struct{}
+	if k.onHost() {
+		if routes, err = link.WatchPrivate(ctx, k.cfg.Netns, k.cfg.Bridge); err != nil {
+			return err
+		}
+	}
 	var rules <-chan struct{}
 	if k.cfg.Guard != guard.Off { // there may be no nftables to watch then
 		if rules, err = guard.Watch(ctx, k.cfg.Netns); err != nil {
@@ -268,6 +284,10 @@ func (k *Keeper) Run(ctx context.Context) error {
 		case _, ok := <-links:
 			if !ok {
 				lost = "the kernel no longer reports changes of links: start the resolver again"
+			}
+		case _, ok := <-routes:
+			if !ok {
+				lost = "the kernel no longer reports changes of routes"
 			}
 		case _, ok := <-rules:
 			if !ok {

@@ -1,6 +1,7 @@
 package guard
 
 import (
+	"bytes"
 	"fmt"
 	"net"
 	"net/netip"
@@ -14,14 +15,37 @@ import (
 	"taskmeta/internal/rtnl"
 )
 
-// A Host is the host's own side of a bridge: one table, the same however many tasks
-// there are, that keeps the host's other interfaces, and its own processes, away from
-// the addresses on the bridge, and the tasks from everything but the endpoint.
+// A Host is the host's own side of a bridge that stands among the host's other interfaces:
+// one table, the same however many tasks there are, that keeps the tasks from everything but
+// the endpoint, and the host's other interfaces and its own processes from the bridge. Each
+// rule is about what comes in or goes out by the bridge, or comes for an address that no
+// other interface has: what others say to one another is none of its business, whatever their
+// addresses. For IPv4, routes say the same a second time (link.Host.EnsurePrivate).
 type Host struct {
 	Bridge string
 	// Mode is that of the bridge's ports. Only [Strict] keeps tasks from the host's
 	// services, and the LAN from tasks.
 	Mode Mode
+}
+
+// DefaultBridge is the bridge whose table has the name without a suffix.
+const DefaultBridge = "ecs-bridge"
+
+// table is the one of the bridge. nft takes letters, digits, '-', '.' and '_' in a name; of
+// an interface's name others stand in hexadecimal, as does the '_' that begins them.
+func (h Host) table() *nftables.Table {
+	name := tableName
+	if h.Bridge != DefaultBridge {
+		name += "_"
+		for _, b := range []byte(h.Bridge) {
+			if '0' <= b && b <= '9' || 'a' <= b && b <= 'z' || 'A' <= b && b <= 'Z' || b == '-' || b == '.' {
+				name += string(rune(b))
+			} else {
+				name += fmt.Sprintf("_%02x", b)
+			}
+		}
+	}
+	return &nftables.Table{Family: nftables.TableFamilyINet, Name: name}
 }
 
 // Ensure makes the table what it should be, and reports whether it was not. It reads the
@@ -36,21 +60,28 @@ func (h Host) Ensure(c *rtnl.Conn) (subnets []netip.Prefix, changed bool, err er
 	if subnets, err = h.Subnets(c); err != nil {
 		return nil, false, err
 	}
-	changed, err = h.install(c, subnets)
+	addrs, err := h.addrs(c, subnets)
+	if err != nil {
+		return nil, false, err
+	}
+	changed, err = h.install(c, addrs)
 	return subnets, changed, err
 }
 
-// install makes the table for those subnets, and reports whether it was another.
-func (h Host) install(c *rtnl.Conn, subnets []netip.Prefix) (changed bool, err error) {
+// install makes the table for those addresses, and reports whether it was another.
+func (h Host) install(c *rtnl.Conn, addrs []hostAddr) (changed bool, err error) {
 	conn, err := dial(c)
 	if err != nil {
 		return false, err
 	}
 	defer conn.CloseLasting()
-	table := &nftables.Table{Family: nftables.TableFamilyINet, Name: tableName}
-	want := h.chains(subnets)
+	table := h.table()
+	want := h.chains(addrs)
 	whole, err := holds(conn, table, want)
 	if err != nil || whole {
+		return false, err
+	}
+	if err := h.removeOld(conn); err != nil {
 		return false, err
 	}
 	conn.AddTable(table)
@@ -65,7 +96,7 @@ func (h Host) install(c *rtnl.Conn, subnets []netip.Prefix) (changed bool, err e
 		}
 	}
 	if err := conn.Flush(); err != nil {
-		return false, fmt.Errorf("installing table inet %s: %w", tableName, explain(err))
+		return false, fmt.Errorf("installing table inet %s: %w", table.Name, explain(err))
 	}
 	return true, nil
 }
@@ -79,15 +110,19 @@ func (h Host) Check(c *rtnl.Conn) error {
 	if err != nil {
 		return err
 	}
+	addrs, err := h.addrs(c, subnets)
+	if err != nil {
+		return err
+	}
 	conn, err := dial(c)
 	if err != nil {
 		return err
 	}
 	defer conn.CloseLasting()
-	table := &nftables.Table{Family: nftables.TableFamilyINet, Name: tableName}
-	whole, err := holds(conn, table, h.chains(subnets))
+	table := h.table()
+	whole, err := holds(conn, table, h.chains(addrs))
 	if err == nil && !whole {
-		err = fmt.Errorf("%w: table inet %s is missing or was changed", ErrOpen, tableName)
+		err = fmt.Errorf("%w: table inet %s is missing or was changed", ErrOpen, table.Name)
 	}
 	return err
 }
@@ -99,15 +134,40 @@ func (h Host) Remove(c *rtnl.Conn) (changed bool, err error) {
 		return false, err
 	}
 	defer conn.CloseLasting()
-	conn.DelTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: tableName})
+	table := h.table()
+	conn.DelTable(table)
 	err = conn.Flush()
 	if gone(err) {
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("deleting table inet %s: %w", tableName, explain(err))
+		return false, fmt.Errorf("deleting table inet %s: %w", table.Name, explain(err))
 	}
 	return true, nil
+}
+
+// removeOld deletes the table without a suffix if it is about another bridge than the default
+// one: releases before 2 gave every bridge's table that name.
+func (h Host) removeOld(conn *nftables.Conn) error {
+	if h.Bridge == DefaultBridge {
+		return nil
+	}
+	old := Host{Bridge: DefaultBridge}.table()
+	rules, err := conn.GetRules(old, &nftables.Chain{Name: "raw", Table: old})
+	if gone(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("reading chain raw of table inet %s: %w", old.Name, explain(err))
+	}
+	about := func(e expr.Any) bool {
+		cmp, ok := e.(*expr.Cmp)
+		return ok && bytes.Equal(cmp.Data, ifname(h.Bridge))
+	}
+	if slices.ContainsFunc(rules, func(r *nftables.Rule) bool { return slices.ContainsFunc(r.Exprs, about) }) {
+		conn.DelTable(old) // in the batch that makes the new one
+	}
+	return nil
 }
 
 // Subnets are those of the bridge's addresses, each with the bridge's own address in it;
@@ -132,6 +192,34 @@ func (h Host) Subnets(c *rtnl.Conn) ([]netip.Prefix, error) {
 	return subnets, nil
 }
 
+// A hostAddr is an address of the bridge in its subnet.
+type hostAddr struct {
+	netip.Prefix
+	endpoint bool // tasks ask there
+	alone    bool // no other interface has it
+}
+
+// addrs are [ecs.EndpointAddr], and those of the bridge's subnets.
+func (h Host) addrs(c *rtnl.Conn, subnets []netip.Prefix) ([]hostAddr, error) {
+	link, err := c.Link(h.Bridge)
+	if err != nil {
+		return nil, err
+	}
+	all, err := c.Addrs(0)
+	if err != nil {
+		return nil, err
+	}
+	alone := func(p netip.Prefix) bool {
+		return !slices.ContainsFunc(all, func(a rtnl.Addr) bool { return a.Index != link.Index && a.Addr() == p.Addr() })
+	}
+	endpoint := netip.PrefixFrom(ecs.EndpointAddr, ecs.EndpointAddr.BitLen())
+	addrs := []hostAddr{{endpoint, true, alone(endpoint)}}
+	for _, s := range subnets {
+		addrs = append(addrs, hostAddr{s, s.Addr().Is6(), alone(s)})
+	}
+	return addrs, nil
+}
+
 // A hostChain is one of the table's chains as it should be.
 type hostChain struct {
 	chain *nftables.Chain
@@ -145,8 +233,8 @@ func base(name string, hook *nftables.ChainHook, priority *nftables.ChainPriorit
 
 // chains is the whole table. "raw" and "rawout" come before connection tracking, which
 // requests pass by, and before anyone's address translation.
-func (h Host) chains(subnets []netip.Prefix) []hostChain {
-	var in, forward, out []*nftables.Rule
+func (h Host) chains(addrs []hostAddr) []hostChain {
+	var raw, in, forward, out []*nftables.Rule
 	add := func(to *[]*nftables.Rule, exprs ...[]expr.Any) {
 		*to = append(*to, &nftables.Rule{Exprs: join(exprs...)})
 	}
@@ -158,34 +246,38 @@ func (h Host) chains(subnets []netip.Prefix) []hostChain {
 	toBridge := meta(expr.MetaKeyOIFNAME, expr.CmpOpEq, bridge)
 	toSelf := meta(expr.MetaKeyOIFNAME, expr.CmpOpEq, lo)
 
-	endpoints := []netip.Addr{ecs.EndpointAddr}
-	for _, s := range subnets {
-		if s.Addr().Is6() {
-			endpoints = append(endpoints, s.Addr())
+	six := false
+	for _, a := range addrs {
+		to, from := to(a.Addr()), from(a.Addr())
+		if a.endpoint {
+			six = six || a.Addr().Is6()
+			add(&raw, fromBridge, to, tcpPort(2), notrack(), accept)
+			add(&out, toBridge, from, tcpPort(0), notrack())
 		}
-	}
-	for _, e := range endpoints {
-		add(&in, fromBridge, to(e), tcpPort(2), notrack(), accept)
-		add(&out, toBridge, from(e), tcpPort(0), notrack())
-		add(&out, toSelf, to(e), tcpPort(2), drop)
+		if !a.alone {
+			continue
+		}
+		if a.endpoint {
+			add(&out, toSelf, to, tcpPort(2), drop)
+		}
+		if h.Mode == Strict || a.Addr() == ecs.EndpointAddr {
+			add(&in, fromElsewhere, to, drop)
+		} else {
+			add(&in, fromElsewhere, to, fromSubnet(a.Prefix), drop)
+		}
 	}
 	if h.Mode == Strict {
-		if len(endpoints) > 1 {
-			add(&in, fromBridge, solicitation(), accept)
+		if six {
+			add(&raw, fromBridge, solicitation(), accept)
 		}
-		add(&in, fromBridge, drop)
-	}
-	add(&in, fromElsewhere, to(ecs.EndpointAddr), drop)
-	for _, s := range subnets {
-		if h.Mode == Strict {
-			add(&in, fromElsewhere, toSubnet(s), drop)
-		}
-		add(&in, fromElsewhere, fromSubnet(s), drop)
+		add(&raw, fromBridge, drop)
+		add(&forward, toBridge, drop)
 	}
 	add(&forward, fromBridge, toBridge, drop)
 
 	return []hostChain{
-		{base("raw", nftables.ChainHookPrerouting, nftables.ChainPriorityRaw), in},
+		{base("raw", nftables.ChainHookPrerouting, nftables.ChainPriorityRaw), raw},
+		{base("in", nftables.ChainHookInput, nftables.ChainPriorityFilter), in},
 		{base("forward", nftables.ChainHookForward, nftables.ChainPriorityFilter), forward},
 		{base("rawout", nftables.ChainHookOutput, nftables.ChainPriorityRaw), out},
 	}
@@ -195,7 +287,7 @@ func (h Host) chains(subnets []netip.Prefix) []hostChain {
 func holds(conn *nftables.Conn, table *nftables.Table, want []hostChain) (bool, error) {
 	listed, err := conn.ListChainsOfTableFamily(table.Family)
 	if err != nil {
-		return false, fmt.Errorf("listing the chains of table inet %s: %w", tableName, explain(err))
+		return false, fmt.Errorf("listing the chains of table inet %s: %w", table.Name, explain(err))
 	}
 	listed = slices.DeleteFunc(listed, func(c *nftables.Chain) bool { return c.Table.Name != table.Name })
 	if len(listed) != len(want) {
@@ -208,7 +300,7 @@ func holds(conn *nftables.Conn, table *nftables.Table, want []hostChain) (bool, 
 		}
 		rules, err := conn.GetRules(table, w.chain)
 		if err != nil {
-			return false, fmt.Errorf("reading chain %s of table inet %s: %w", w.chain.Name, tableName, err)
+			return false, fmt.Errorf("reading chain %s of table inet %s: %w", w.chain.Name, table.Name, err)
 		}
 		if !same(table.Family, rules, w.rules) {
 			return false, nil
@@ -244,13 +336,10 @@ func from(addr netip.Addr) []expr.Any {
 	return join(family(addr), eq(expr.PayloadBaseNetworkHeader, sourceOffset(addr), addr.AsSlice()))
 }
 
-func toSubnet(s netip.Prefix) []expr.Any { return subnet(s, destinationOffset(s.Addr())) }
-
-func fromSubnet(s netip.Prefix) []expr.Any { return subnet(s, sourceOffset(s.Addr())) }
-
-func subnet(s netip.Prefix, offset uint32) []expr.Any {
+// fromSubnet matches the source.
+func fromSubnet(s netip.Prefix) []expr.Any {
 	mask := net.CIDRMask(s.Bits(), s.Addr().BitLen())
-	return join(family(s.Addr()), masked(expr.PayloadBaseNetworkHeader, offset, mask, expr.CmpOpEq, s.Masked().Addr().AsSlice()))
+	return masked(expr.PayloadBaseNetworkHeader, sourceOffset(s.Addr()), mask, expr.CmpOpEq, s.Masked().Addr().AsSlice())
 }
 
 // tcpPort matches TCP with the endpoint's port as its source (offset 0) or destination

@@ -66,6 +66,9 @@ func Watch(ctx context.Context, ns *netns.NS) (<-chan struct{}, error) {
 // begin with the table's name.
 func aboutGuard(m syscall.NetlinkMessage) bool {
 	attrs, err := nl.ParseRouteAttr(m.Data[min(nl.SizeofNfgenmsg, len(m.Data)):])
-	return err == nil && len(attrs) > 0 && attrs[0].Attr.Type&nl.NLA_TYPE_MASK == unix.NFTA_TABLE_NAME &&
-		unix.ByteSliceToString(attrs[0].Value) == tableName
+	if err != nil || len(attrs) == 0 || attrs[0].Attr.Type&nl.NLA_TYPE_MASK != unix.NFTA_TABLE_NAME {
+		return false
+	}
+	suffix, ours := strings.CutPrefix(unix.ByteSliceToString(attrs[0].Value), tableName)
+	return ours && (suffix == "" || suffix[0] == '_') // another bridge's table is cheap to look at for nothing
 }

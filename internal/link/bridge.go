@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -34,6 +35,8 @@ type Bridge struct {
 	Index int
 	MAC   net.HardwareAddr
 	Up    bool
+	// Made is set for one that was made here, which its MAC says.
+	Made bool
 }
 
 // bridgeMAC is the MAC of the bridges made here. It is set, since a bridge would else
@@ -50,12 +53,13 @@ func (h *Host) Bridge(name string) (Bridge, error) {
 	if l.Kind != "bridge" {
 		return Bridge{}, fmt.Errorf("interface %s is a %s: expected a bridge, or no interface of that name", name, l.Kind)
 	}
-	return Bridge{Name: name, Index: l.Index, MAC: l.MAC, Up: l.Up}, nil
+	return Bridge{Name: name, Index: l.Index, MAC: l.MAC, Up: l.Up, Made: bytes.Equal(l.MAC, bridgeMAC)}, nil
 }
 
-// EnsureBridge makes the bridge, or takes the one that is there, with the MAC that it has
-// by then, and brings it up. The MTU in bytes is for a new one. IPv6 is off on a new
-// bridge until [Host.EnsureAddr] gives it an address. Several processes may try at once.
+// EnsureBridge makes the bridge, or takes the one that is there with the MAC that it has, and
+// brings it up. One that is up already is not changed. The MTU in bytes is for a new one.
+// IPv6 is off on a new bridge until [Host.EnsureAddr] gives it an address. Several processes
+// may try at once.
 func (h *Host) EnsureBridge(name string, mtu int) (Bridge, error) {
 	for {
 		b, err := h.Bridge(name)
@@ -65,17 +69,31 @@ func (h *Host) EnsureBridge(name string, mtu int) (Bridge, error) {
 			}
 			continue
 		}
-		if err != nil || b.Up && bytes.Equal(b.MAC, bridgeMAC) {
+		if err != nil || b.Up {
 			return b, err
 		}
-		// Setting the MAC that another maker's bridge has keeps it from changing.
-		err = h.Do(setUp(name, macAttr(b.MAC)))
+		err = h.Do(setUp(name))
 		if errors.Is(err, unix.ENODEV) {
 			continue // removed since
 		}
 		b.Up = err == nil
 		return b, err
 	}
+}
+
+// keepMAC makes another maker's bridge keep the MAC that it has, before it gets the first
+// port of ours: a bridge whose MAC was never set takes that of a port. Whether it was set, the
+// kernel does not say, and it forgets all neighbours on the bridge each time that one is set,
+// be it the same.
+func (h *Host) keepMAC(b Bridge) error {
+	if b.Made || b.MAC == nil {
+		return nil
+	}
+	ports, err := h.Ports(b)
+	if err != nil || slices.ContainsFunc(ports, func(p Port) bool { return p.Veth != nil }) {
+		return err
+	}
+	return h.Do(setLink("keeping the MAC of bridge "+b.Name, b.Name, macAttr(b.MAC)))
 }
 
 // makeBridge makes a bridge that is down. One that somebody else has made meanwhile is
@@ -129,6 +147,19 @@ func (h *Host) EnsureAddr(b Bridge, p netip.Prefix) error {
 		}
 	}
 	return errors.Join(err, h.Do(rtnl.DelAddr(b.Index, p)))
+}
+
+// OthersAddrs are the addresses of the bridge that were not given here, as far as the kernel
+// keeps that, and are not of its own making.
+func (h *Host) OthersAddrs(b Bridge) ([]netip.Prefix, error) {
+	all, err := h.Addrs(b.Index)
+	var others []netip.Prefix
+	for _, a := range all {
+		if a.Proto != addrProto && !(a.Addr().Is6() && a.Addr().IsLinkLocalUnicast()) {
+			others = append(others, a.Prefix)
+		}
+	}
+	return others, err
 }
 
 // CheckAddrs names the first of the addresses that the bridge lacks.

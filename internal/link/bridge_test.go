@@ -7,10 +7,12 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
 	"taskmeta/internal/dev/testnet"
+	"taskmeta/internal/ecs"
 )
 
 func TestBridgeIsMadeOnceByMany(t *testing.T) {
@@ -67,6 +69,8 @@ func TestBridgeIsMadeOnceByMany(t *testing.T) {
 	}
 }
 
+// A bridge whose MAC was never set takes that of a port that has a lower one: not once it has
+// a port of ours.
 func TestBridgeOfAnotherMakerKeepsItsMAC(t *testing.T) {
 	t.Parallel()
 	onHost(t, func(h *Host) error {
@@ -77,7 +81,9 @@ func TestBridgeOfAnotherMakerKeepsItsMAC(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		// A bridge whose MAC was never set takes that of a port that has a lower one.
+		if _, err := h.MakeVeth(openTask(t), attachment, b, 1500, time.Hour, "strict"); err != nil {
+			return err
+		}
 		low := netlink.LinkAttrs{Name: "low", HardwareAddr: []byte{2, 0, 0, 0, 0, 1}, MasterIndex: b.Index}
 		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: low, PeerName: "peer"}); err != nil {
 			return err
@@ -85,6 +91,64 @@ func TestBridgeOfAnotherMakerKeepsItsMAC(t *testing.T) {
 		again, err := h.EnsureBridge("br0", 1500)
 		if again.MAC.String() != b.MAC.String() {
 			t.Errorf("the MAC went from %s to %s", b.MAC, again.MAC)
+		}
+		return err
+	})
+}
+
+// What looks at a bridge of another maker, and a further port of ours on it, leave its
+// neighbours: the kernel forgets them when a MAC is set, be it the same.
+func TestBridgeOfAnotherMakerKeepsItsNeighbours(t *testing.T) {
+	t.Parallel()
+	for name, mac := range map[string]string{"a MAC of its own": "address 02:00:00:00:00:77", "a MAC by chance": ""} {
+		host := testnet.T(t)
+		host.Sh(t, "ip link add br0 "+mac+" type bridge; ip link set br0 up")
+		in(t, host, func(h *Host) error {
+			for n, container := range []string{"c1", "c2", "c3"} {
+				a := attachment
+				a.Container = container
+				b, err := h.EnsureBridge("br0", 1500)
+				if err != nil {
+					return err
+				}
+				if _, err := h.MakeVeth(openTask(t), a, b, 1500, time.Hour, "strict"); err != nil {
+					return err
+				}
+				if n == 0 {
+					runIP(t, host, "neigh add 169.254.172.2 lladdr 0a:58:a9:fe:ac:02 nud permanent dev br0")
+				}
+				if neighbours := host.Sh(t, "ip neigh show dev br0"); !strings.Contains(neighbours, "PERMANENT") {
+					t.Errorf("%s: port %d has cost the bridge its neighbours", name, n+1)
+				}
+			}
+			return nil
+		})
+	}
+}
+
+// A bridge that an administrator made, and set up before it had a port, passes frames in a
+// state that the kernel calls unknown.
+func TestAPortOfAnotherMakersBridgeIsUpAtOnce(t *testing.T) {
+	t.Parallel()
+	host, task := testnet.T(t), openTask(t)
+	host.Sh(t, "ip link add br0 type bridge; ip link set br0 up")
+	in(t, host, func(h *Host) error {
+		b, err := h.EnsureBridge("br0", 1500)
+		if err != nil {
+			return err
+		}
+		v, err := h.MakeVeth(task, attachment, b, 1500, time.Hour, "strict")
+		if err != nil {
+			return err
+		}
+		err = task.SetUp(Interface{Name: attachment.IfName, MAC: ecs.MAC(netip.MustParseAddr("169.254.172.2"))})
+		if state := host.Sh(t, "ip link show br0"); !strings.Contains(state, "state UNKNOWN") {
+			t.Errorf("the bridge is in another state: %s", state)
+		}
+		began := time.Now()
+		err = errors.Join(err, h.SetUp(v, b))
+		if took := time.Since(began); took > carrierTime/2 {
+			t.Errorf("it takes %v", took)
 		}
 		return err
 	})

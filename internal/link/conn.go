@@ -29,15 +29,18 @@ func dial(ns *netns.NS) (conn, error) {
 	return conn{c}, err
 }
 
+// addrProto marks the addresses of bridges that were given here. It is none of those of
+// linux/if_addr.h.
+const addrProto = 236
+
 // addAddr gives an address to the interface of that index. It may be used at once: nobody
 // else has it, so IPv6 does not ask around first. With onLink the rest of the prefix is
 // taken to be on the link as well.
 func addAddr(index int, p netip.Prefix, onLink bool) rtnl.Step {
-	flags := uint32(unix.IFA_F_NODAD)
 	if !onLink {
-		flags |= unix.IFA_F_NOPREFIXROUTE
+		return rtnl.NewAddr(index, p, unix.IFA_F_NODAD|unix.IFA_F_NOPREFIXROUTE, 0)
 	}
-	return rtnl.NewAddr(index, p, flags)
+	return rtnl.NewAddr(index, p, unix.IFA_F_NODAD, addrProto)
 }
 
 // checkAddrs names the first of the addresses that the interface of that index lacks.

@@ -94,6 +94,9 @@ func (h *Host) MakeVeth(t *Task, a ecs.Attachment, b Bridge, mtu int, now time.D
 	if n := len(a.Network) + len(a.Container); n > MaxNames(a) {
 		return Veth{}, fmt.Errorf("the names of network and container have %d bytes: expected at most %d", n, MaxNames(a))
 	}
+	if err := h.keepMAC(b); err != nil {
+		return Veth{}, err
+	}
 	size := nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(mtu)))
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))

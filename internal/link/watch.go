@@ -12,6 +12,7 @@ import (
 // A Port is an interface that a bridge forwards for.
 type Port struct {
 	Name  string
+	Kind  string // veth, …; "" for a network card
 	Index int
 	// Veth is nil for a port that does not say that it is an attachment's.
 	Veth *Veth
@@ -28,7 +29,7 @@ func (h *Host) Ports(b Bridge) ([]Port, error) {
 		if l.Master != b.Index {
 			continue
 		}
-		p := Port{Name: l.Name, Index: l.Index}
+		p := Port{Name: l.Name, Kind: l.Kind, Index: l.Index}
 		if v, ok := veth(l); ok {
 			p.Veth = &v
 		}

@@ -16,7 +16,11 @@ type Addr struct {
 	netip.Prefix
 	Index  int // of the interface
 	Global bool
+	Proto  uint8 // who gave it, 0 for nobody who says so; a kernel before 5.18 does not keep it
 }
+
+// ifaProto is IFA_PROTO of linux/if_addr.h.
+const ifaProto = 11
 
 // Addrs lists the addresses of the interface of that index, or of all for 0.
 func (c *Conn) Addrs(index int) ([]Addr, error) {
@@ -31,15 +35,18 @@ func readAddr(message []byte) (Addr, error) {
 	}
 	info := nl.DeserializeIfAddrmsg(message)
 	var local, remote netip.Addr
+	var proto uint8
 	for _, a := range attrs {
 		switch a.Attr.Type {
+		case ifaProto:
+			proto = a.Value[0]
 		case unix.IFA_LOCAL:
 			local, _ = netip.AddrFromSlice(a.Value)
 		case unix.IFA_ADDRESS: // the only one of IPv6, and of IPv4 the other end's where there is one
 			remote, _ = netip.AddrFromSlice(a.Value)
 		}
 	}
-	addr := Addr{netip.PrefixFrom(remote, int(info.Prefixlen)), int(info.Index), info.Scope == unix.RT_SCOPE_UNIVERSE}
+	addr := Addr{netip.PrefixFrom(remote, int(info.Prefixlen)), int(info.Index), info.Scope == unix.RT_SCOPE_UNIVERSE, proto}
 	if local.IsValid() && local != remote {
 		addr.Prefix = netip.PrefixFrom(local, local.BitLen())
 	}
@@ -47,10 +54,13 @@ func readAddr(message []byte) (Addr, error) {
 }
 
 // NewAddr is the step that gives an address to the interface of that index, with these
-// flags (IFA_F_NODAD, …).
-func NewAddr(index int, p netip.Prefix, flags uint32) Step {
+// flags (IFA_F_NODAD, …), as this protocol's.
+func NewAddr(index int, p netip.Prefix, flags uint32, proto uint8) Step {
 	s := addrStep(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, "adding address "+p.String(), index, p)
 	s.AddData(nl.NewRtAttr(unix.IFA_FLAGS, nl.Uint32Attr(flags)))
+	if proto != 0 {
+		s.AddData(nl.NewRtAttr(ifaProto, nl.Uint8Attr(proto)))
+	}
 	return s
 }
 

@@ -19,7 +19,8 @@ type Link struct {
 	Index             int
 	MAC               net.HardwareAddr
 	Loopback, Up      bool
-	// Passes is set once frames pass: it is up, and so is what it is connected to.
+	// Passes is set once frames pass: it is up, and so is what it is connected to. A bridge
+	// whose carrier has never changed since it was made is in no known state, and passes them.
 	Passes bool
 	// Master is the index of the bridge whose port it is, or 0.
 	Master int
@@ -35,6 +36,7 @@ type Link struct {
 // Some of linux/rtnetlink.h and linux/if.h.
 const (
 	extSkipStats = 1 << 3 // RTEXT_FILTER_SKIP_STATS: a link without its counters of IPv6
+	operUnknown  = 0      // IF_OPER_UNKNOWN
 	operUp       = 6      // IF_OPER_UP
 )
 
@@ -98,6 +100,7 @@ func readLink(message []byte) (Link, error) {
 	}
 	info := nl.DeserializeIfInfomsg(message)
 	l := Link{Index: int(info.Index), Loopback: info.Flags&unix.IFF_LOOPBACK != 0, Up: info.Flags&unix.IFF_UP != 0, PeerNetns: -1}
+	var state byte
 	for _, a := range attrs {
 		switch a.Attr.Type &^ unix.NLA_F_NESTED {
 		case unix.IFLA_IFNAME:
@@ -107,7 +110,7 @@ func readLink(message []byte) (Link, error) {
 		case unix.IFLA_ADDRESS:
 			l.MAC = a.Value
 		case unix.IFLA_OPERSTATE:
-			l.Passes = a.Value[0] == operUp
+			state = a.Value[0]
 		case unix.IFLA_MASTER:
 			l.Master = number(a)
 		case unix.IFLA_LINK:
@@ -122,6 +125,7 @@ func readLink(message []byte) (Link, error) {
 			}
 		}
 	}
+	l.Passes = state == operUp || state == operUnknown && l.Kind == "bridge" && info.Flags&unix.IFF_LOWER_UP != 0
 	return l, nil
 }
 

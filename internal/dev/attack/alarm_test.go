@@ -47,7 +47,7 @@ func (w *world) awaitMetric(t testing.TB, name, want string) {
 
 // status is what `ecs-resolver status` prints; its error is the exit.
 func (w *world) status() (string, error) {
-	return w.host.Output(exec.Command(filepath.Join(bin, "ecs-resolver"), "status", "--db", w.db, "--docker-host", docker.Host, "--cni-path", bin))
+	return w.host.Output(exec.Command(filepath.Join(bin, "ecs-resolver"), "status", "--netns", "host", "--db", w.db, "--docker-host", docker.Host, "--cni-path", bin))
 }
 
 // alarmed checks that operators are told of a port everywhere.

@@ -21,7 +21,7 @@ var aims = []struct{ aim, stops string }{
 	{hearOthers, "The chain lets out no claim to another's address. The bridge does not learn from the port, its entries are sticky, and the host's neighbour entries are permanent."},
 	{reachNeighbour, "The chain lets out nothing that is for another task. Isolated ports do not hear each other, are not flooded, and the host's table does not forward between them."},
 	{reachBeyond, "The chain lets out requests to the endpoint and the questions that these take, and nothing else; the host's table takes in nothing else from the bridge."},
-	{noTask, "The host's table drops what comes for the endpoint, for tasks or from their addresses by other ways than the bridge. The sockets are bound to the bridge."},
+	{noTask, "The host has the bridge's IPv4 addresses, and its routes to the tasks, for packets of the bridge alone; its table drops what else comes for the bridge's addresses, or goes to tasks. The sockets are bound to the bridge."},
 }
 
 // page is docs/attacks.md.

@@ -213,7 +213,7 @@ func (w *world) detach(t testing.TB, k *task) {
 // serve starts the resolver and waits until it is ready. The test's end ends it.
 func (w *world) serve(t testing.TB, args ...string) {
 	t.Helper()
-	words := append([]string{"--db", w.db, "--docker-host", docker.Host, "--rate", "0"}, w.flags...)
+	words := append([]string{"--netns", "host", "--db", w.db, "--docker-host", docker.Host, "--rate", "0"}, w.flags...)
 	w.resolver = &testnet.Resolver{
 		Host: w.host, Program: filepath.Join(bin, "ecs-resolver"), Args: append(words, args...),
 		User: w.user, LogFile: filepath.Join(filepath.Dir(w.db), "resolver.log"),
