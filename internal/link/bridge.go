@@ -53,7 +53,11 @@ func (h *Host) Bridge(name string) (Bridge, error) {
 	if l.Kind != "bridge" {
 		return Bridge{}, fmt.Errorf("interface %s is a %s: expected a bridge, or no interface of that name", name, l.Kind)
 	}
-	return Bridge{Name: name, Index: l.Index, MAC: l.MAC, Up: l.Up, Made: bytes.Equal(l.MAC, bridgeMAC)}, nil
+	return newBridge(l), nil
+}
+
+func newBridge(l rtnl.Link) Bridge {
+	return Bridge{Name: l.Name, Index: l.Index, MAC: l.MAC, Up: l.Up, Made: bytes.Equal(l.MAC, bridgeMAC)}
 }
 
 // EnsureBridge makes the bridge, or takes the one that is there with the MAC that it has, and
