@@ -11,6 +11,7 @@ import (
 
 	"taskmeta/internal/attach"
 	"taskmeta/internal/docker"
+	"taskmeta/internal/netns"
 )
 
 // commandTime bounds a command that asks others to do something.
@@ -34,17 +35,31 @@ func (f *flags) attacher(daemon *docker.Client, log *slog.Logger) (*attach.Attac
 	if err != nil {
 		return nil, err
 	}
+	host, err := netns.Own()
+	if err != nil {
+		return nil, err
+	}
 	return attach.New(attach.Config{
-		Docker:     daemon,
-		Netns:      ns,
-		Host:       ns,
-		DB:         f.db,
-		PluginPath: filepath.SplitList(f.cniPath),
-		Network:    f.network,
-		NetDir:     f.netDir,
-		Bridge:     bridge,
-		Logger:     log,
+		Docker:      daemon,
+		Netns:       ns,
+		Host:        host,
+		PluginNetns: f.pluginNetns(),
+		DB:          f.db,
+		PluginPath:  filepath.SplitList(f.cniPath),
+		Network:     f.network,
+		NetDir:      f.netDir,
+		Bridge:      bridge,
+		Logger:      log,
 	})
+}
+
+// pluginNetns is what the plugins are told of --netns: nothing where it names what they find
+// themselves.
+func (f *flags) pluginNetns() string {
+	if f.netns == netns.PinPath(f.db) {
+		return ""
+	}
+	return f.netns
 }
 
 func attachCommand() *cobra.Command {

@@ -20,6 +20,7 @@ import (
 	"taskmeta/internal/attach"
 	"taskmeta/internal/bindingdb"
 	"taskmeta/internal/ecs"
+	"taskmeta/internal/netns"
 )
 
 // namesTime is how long the Docker daemon may take to name containers: they are only for
@@ -166,7 +167,11 @@ func repair(ctx context.Context, w io.Writer, f *flags) error {
 	if err != nil {
 		return err
 	}
-	found, lost, err := attach.Survey(ns)
+	host, err := netns.Own() // where an earlier mode has put ports
+	if err != nil {
+		return err
+	}
+	found, lost, err := attach.Survey(ns, host)
 	if err != nil {
 		return err
 	}

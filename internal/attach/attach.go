@@ -54,6 +54,7 @@ type Config struct {
 type Attacher struct {
 	Config
 	network  *libcni.NetworkConfigList
+	bridges  []string // those that the network's attachments are on
 	cni      *libcni.CNIConfig
 	bindings *bindingdb.Reader
 	progress progress
@@ -73,6 +74,7 @@ func New(c Config) (*Attacher, error) {
 	return &Attacher{
 		Config:   c,
 		network:  network,
+		bridges:  bridgesOf(network, c.Bridge),
 		cni:      libcni.NewCNIConfigWithCacheDir(c.PluginPath, c.cache(), &programs{stderr: os.Stderr}),
 		bindings: bindings,
 	}, nil
@@ -213,20 +215,14 @@ func (a *Attacher) remove(ctx context.Context, key ecs.Attachment, left remains)
 // always is the condition of a DEL that has none.
 const always time.Duration = 0
 
-// del runs the plugins' DEL. The network of an attachment that somebody else made is not
-// known; the built-in one has the same plugins. With a time since boot other than [always],
+// del runs the plugins' DEL. With a time since boot other than [always],
 // they leave alone what was made at that time or later.
 func (a *Attacher) del(ctx context.Context, key ecs.Attachment, netns string, before time.Duration) error {
-	list := a.network
-	if key.IsProbe() {
-		list = forProbes(list)
-	} else if key.Network != list.Name {
-		var err error
-		if list, err = builtin(key.Network, a.Bridge); err != nil {
-			return err
-		}
+	list, err := a.configuration(key)
+	if err != nil {
+		return err
 	}
-	list, err := a.configure(list, nil)
+	list, err = a.configure(list, nil)
 	if err == nil && before != always {
 		list, err = inject(list, map[string]any{cniedge.KeyBefore: strconv.FormatInt(int64(before), 10)})
 	}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
+	"slices"
 	"time"
 
 	"taskmeta/internal/bootclock"
@@ -40,7 +42,8 @@ func (a *Attacher) Collect(ctx context.Context) (freed []*ecs.Binding, err error
 	}
 	for _, b := range gone {
 		e := a.del(ctx, b.Attachment, "", b.Since+1)
-		if e == nil {
+		again, e2 := a.binding(b.Attachment)
+		if e = errors.Join(e, e2); e == nil && again == nil {
 			freed = append(freed, b)
 		}
 		err = errors.Join(err, e)
@@ -88,7 +91,7 @@ func (a *Attacher) halves() (halves []link.Veth, err error) {
 	return halves, err
 }
 
-// unbound are the veths without a binding, by attachment.
+// unbound are the veths without a binding that are ours to look after, by attachment.
 func (a *Attacher) unbound() (map[ecs.Attachment]link.Veth, error) {
 	unbound, err := a.veths()
 	if err != nil || len(unbound) == 0 {
@@ -101,13 +104,34 @@ func (a *Attacher) unbound() (map[ecs.Attachment]link.Veth, error) {
 	for _, b := range s.All() {
 		delete(unbound, b.Attachment)
 	}
-	return unbound, nil
+	maps.DeleteFunc(unbound, func(_ ecs.Attachment, v host) bool { return !a.ours(v) })
+	veths := make(map[ecs.Attachment]link.Veth, len(unbound))
+	for key, v := range unbound {
+		veths[key] = v.Veth
+	}
+	return veths, nil
+}
+
+// ours reports whether a veth without a binding belongs to this bindings file: another, with
+// a bridge of its own, may be kept on the same host. One that lost its bridge is ours if
+// something else says so.
+func (a *Attacher) ours(v host) bool {
+	if v.bridge != "" {
+		return slices.Contains(a.bridges, v.bridge)
+	}
+	return exists(a.mark(v.Attachment)) || exists(a.cached(v.Attachment))
+}
+
+// A host is the host end of a veth pair, with the name of its bridge, if it has one.
+type host struct {
+	link.Veth
+	bridge string
 }
 
 // veths are those of all attachments. The kernel removes a pair with the namespace of either
 // end.
-func (a *Attacher) veths() (map[ecs.Attachment]link.Veth, error) {
-	attached := make(map[ecs.Attachment]link.Veth)
+func (a *Attacher) veths() (map[ecs.Attachment]host, error) {
+	attached := make(map[ecs.Attachment]host)
 	for _, ns := range a.places() {
 		if err := addVeths(attached, ns); err != nil {
 			return nil, err
@@ -116,20 +140,29 @@ func (a *Attacher) veths() (map[ecs.Attachment]link.Veth, error) {
 	return attached, nil
 }
 
-func addVeths(to map[ecs.Attachment]link.Veth, ns *netns.NS) error {
-	host, err := link.Open(ns)
+func addVeths(to map[ecs.Attachment]host, ns *netns.NS) error {
+	place, err := link.Open(ns)
 	if err != nil {
 		return err
 	}
-	defer host.Close()
-	all, err := host.Veths()
+	defer place.Close()
+	all, err := place.Veths()
 	if err != nil {
 		return err
 	}
+	names := map[int]string{0: ""}
 	for _, v := range all {
-		if v.Name == link.HostName(v.Attachment) { // whoever can make a link can give it any alias
-			to[v.Attachment] = v
+		if v.Name != link.HostName(v.Attachment) { // whoever can make a link can give it any alias
+			continue
 		}
+		if _, known := names[v.Bridge]; !known {
+			bridge, err := place.LinkAt(v.Bridge)
+			if err != nil {
+				bridge.Name = "" // it is gone since
+			}
+			names[v.Bridge] = bridge.Name
+		}
+		to[v.Attachment] = host{v, names[v.Bridge]}
 	}
 	return nil
 }

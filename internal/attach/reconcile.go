@@ -21,6 +21,8 @@ const (
 	checksAtOnce = 2
 	// fileInterval is between two looks whether the bindings file is still the same.
 	fileInterval = time.Second
+	// lockTime bounds the wait for those who attach by hand. Each has a minute.
+	lockTime = 15 * time.Second
 	// keeperTime is what the keeper of the endpoint has to put an attachment right, as it does
 	// with what is on the bridge's side, before it is attached anew.
 	keeperTime = 2 * time.Second
@@ -199,7 +201,9 @@ func (w *work) leave(key ecs.Attachment) {
 // reconcile frees what is left of a container, and attaches or detaches it, as it should be
 // now. It reports whether it is attached already.
 func (r *reconciler) reconcile(ctx context.Context, now work) (already bool, err error) {
-	free, err := r.attacher.lock(ctx, shared)
+	waiting, cancel := context.WithTimeout(ctx, lockTime) // or whoever holds it held up all the others
+	defer cancel()
+	free, err := r.attacher.lock(waiting, shared)
 	if err != nil {
 		return false, err
 	}
@@ -359,7 +363,7 @@ func (r *reconciler) sweeps(ctx context.Context) {
 	defer tick.Stop()
 	var retry <-chan time.Time
 	var pause backoff.Backoff
-	seen, said := r.attacher.file(), failing{}
+	seen, said, replaced := r.attacher.file(), failing{}, false
 	for {
 		select {
 		case <-ctx.Done():
@@ -371,7 +375,7 @@ func (r *reconciler) sweeps(ctx context.Context) {
 			if now == seen && (now != none || !r.attacher.lostAll()) {
 				continue
 			}
-			seen = now
+			seen, replaced = now, true
 		}
 		retry = nil
 		err := r.sweep(ctx)
@@ -380,6 +384,10 @@ func (r *reconciler) sweeps(ctx context.Context) {
 		case err == nil:
 			pause.Reset()
 			said = failing{}
+			if replaced {
+				r.recheckBound()
+				replaced = false
+			}
 			seen = r.attacher.file()
 		default:
 			if said.say(err) {
@@ -406,6 +414,20 @@ func (a *Attacher) file() uint64 {
 func (a *Attacher) lostAll() bool {
 	veths, err := a.veths()
 	return err == nil && len(veths) > 0
+}
+
+// recheckBound has each container that has a binding inspected, to be attached anew where the
+// binding of another file is not what the container has.
+func (r *reconciler) recheckBound() {
+	s, err := r.attacher.bindings.Snapshot()
+	if err != nil {
+		return // the next job says so
+	}
+	for _, b := range s.All() {
+		if b.Network == r.attacher.network.Name {
+			r.recheck(b.Container)
+		}
+	}
 }
 
 // sweep records bindings again that were lost, and finds what is left of containers that are

@@ -101,7 +101,10 @@ func (a *Attacher) check(ctx context.Context, c docker.Container) error {
 	if !exists(a.cached(key)) {
 		return nil
 	}
-	list, err := a.configure(a.network, c.Labels)
+	list, err := a.configuration(key)
+	if err == nil {
+		list, err = a.configure(list, c.Labels)
+	}
 	if err != nil {
 		return err
 	}

@@ -2,10 +2,13 @@ package attach
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
+	"slices"
 
 	"taskmeta/internal/bindingdb"
 	"taskmeta/internal/ecs"
@@ -43,6 +46,7 @@ func (a *Attacher) restore(ctx context.Context) (err error) {
 	var lost []ecs.Binding
 	for _, b := range found {
 		if v, ok := unbound[b.Attachment]; ok && v.Name == link.HostName(b.Attachment) {
+			b.Conf = a.conf(b.Attachment)
 			lost = append(lost, b)
 		}
 	}
@@ -52,6 +56,32 @@ func (a *Attacher) restore(ctx context.Context) (err error) {
 	}
 	if len(restored) > 0 {
 		a.Logger.Warn("bindings were lost, and are recorded again from the interfaces that exist: somebody has removed the bindings file, or replaced it", "path", a.DB, "bindings", len(restored))
+	}
+	return nil
+}
+
+// confKeys are what a binding keeps of the configuration of its ADD.
+var confKeys = []string{"bridge", "mtu", "guard", "blockInstanceMetadata", "netns", "ipam"}
+
+// conf is what is known of the configuration by which an attachment was made, nil for the
+// defaults.
+func (a *Attacher) conf(key ecs.Attachment) json.RawMessage {
+	list, err := a.configuration(key)
+	if err == nil {
+		list, err = a.configure(list, nil)
+	}
+	if err != nil {
+		return nil
+	}
+	for _, plugin := range list.Plugins {
+		var keys map[string]json.RawMessage
+		if plugin.Network.Type != "ecs-bridge" || json.Unmarshal(plugin.Bytes, &keys) != nil {
+			continue
+		}
+		maps.DeleteFunc(keys, func(key string, _ json.RawMessage) bool { return !slices.Contains(confKeys, key) })
+		if text, err := json.Marshal(keys); err == nil {
+			return text
+		}
 	}
 	return nil
 }

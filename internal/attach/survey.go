@@ -22,7 +22,10 @@ import (
 // task may have given itself others. The veths are those of the places, in one of which the
 // bridge stands. Lost are the veths whose addresses were not found.
 func Survey(places ...*netns.NS) (found []ecs.Binding, lost []link.Veth, err error) {
-	for _, ns := range places {
+	for i, ns := range places {
+		if slices.ContainsFunc(places[:i], func(before *netns.NS) bool { return before.ID() == ns.ID() }) {
+			continue
+		}
 		if err := surveyPlace(ns, places, &found, &lost); err != nil {
 			return nil, nil, err
 		}

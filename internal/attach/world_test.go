@@ -160,10 +160,25 @@ func (w *world) attached(b *box) error {
 	if bound == nil || !bound.Has(has[0].Addr()) {
 		return fmt.Errorf("%s has %v and is bound to %v", b.Name, has, bound)
 	}
-	if _, err := w.ns.Output(exec.Command("ip", "link", "show", link.HostName(key(b.ID)))); err != nil {
-		return err
+	return w.veth(b)
+}
+
+// veth is nil if there is the host's end of the container's pair: on the host, or in the
+// network namespace that a resolver has made.
+func (w *world) veth(b *box) error {
+	return w.link(link.HostName(key(b.ID)))
+}
+
+func (w *world) link(name string) error {
+	_, err := w.ns.Output(exec.Command("ip", "link", "show", name))
+	if err != nil {
+		out, e := exec.Command("nsenter", "--net="+netns.PinPath(w.db()), "ip", "link", "show", name).CombinedOutput()
+		if e == nil {
+			return nil
+		}
+		err = fmt.Errorf("%w; %s", err, out)
 	}
-	return nil
+	return err
 }
 
 func (w *world) await(t *testing.T, boxes ...*box) {

@@ -1,20 +1,20 @@
-// Package endpoint keeps 169.254.170.2 whole: the bridge, its address, the host's table, the
-// guards of the bridge's ports, and the listening sockets that are bound to the bridge. What
-// somebody removes is made again.
+// Package endpoint keeps 169.254.170.2 whole: its network namespace and the pin of that, the
+// bridge and its addresses, the host's table, the listening sockets that are bound to the
+// bridge, and every port that a binding names. What somebody removes is made again, and what
+// stands in another place is moved.
 package endpoint
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
-
-	"golang.org/x/time/rate"
 
 	"taskmeta/internal/ecs"
 	"taskmeta/internal/guard"
@@ -24,14 +24,6 @@ import (
 
 // bridgeMTU is what the plugin gives a bridge by default, in bytes.
 const bridgeMTU = 1500
-
-const (
-	// checkInterval is the time between two checks while the kernel reports no change.
-	checkInterval = 10 * time.Second
-	// minInterval is the least time between two checks. A check lists all links, and the
-	// plugins that attach a thousand tasks at once would wait for it.
-	minInterval = 100 * time.Millisecond
-)
 
 // Config is what a [Keeper] needs.
 type Config struct {
@@ -45,21 +37,31 @@ type Config struct {
 	Guard guard.Mode
 	// DB is the bindings file.
 	DB string
-	// Bindings returns the bindings that there are.
+	// Bindings returns the bindings that there are. A binding is the same pointer as long as
+	// it lasts.
 	Bindings func() ([]*ecs.Binding, error)
 	// CloseEnded ends the connections of the bindings that gone reports.
 	CloseEnded func(gone func(*ecs.Binding) bool)
 	Logger     *slog.Logger
 }
 
-// A Keeper makes the endpoint and restores it. Ensure and Run are for one goroutine; Err
-// and State are for any.
+// A Keeper makes the endpoint and restores it. Ensure, Serve and Run are for one goroutine;
+// Err and State are for any.
 type Keeper struct {
 	cfg Config
 
-	sockets []net.Listener // bound to the bridge, each time that it is made
-	bridge  int            // index of the bridge that the sockets are bound to, 0 before the first
-	subnets []netip.Prefix // that the host's table was made for
+	sockets  []net.Listener              // bound to the bridge, each time that it is made
+	bridge   int                         // index of the bridge that they are bound to, 0 before the first
+	subnets  []netip.Prefix              // that the host's table was made for
+	gateways map[netip.Prefix]bool       // of the ports, at the last look
+	kept     map[*ecs.Binding]*kept      // nil for a binding whose port is not to be kept
+	rules    guard.Rules                 // that were found to be right
+	failing  map[ecs.Attachment]*failure // ports that could not be made whole
+	strays   []*netns.NS                 // that were pinned in the place of Netns
+	pinLost  bool                        // and could not be made again
+	tasks    int                         // how many tasks' ends were looked at, in turn
+	soon     bool                        // something was held by others: look again
+	index    atomic.Int64                // of the bridge, for the watch
 
 	mu    sync.Mutex // for what follows
 	err   error      // why the endpoint does not stand
@@ -72,10 +74,21 @@ type State struct {
 	Repairs uint64
 	// UnknownPorts are the names of the bridge's ports that are no attachment's.
 	UnknownPorts []string
+	// Broken are the ports that could not be made whole.
+	Broken []Broken
+}
+
+// A Broken port is one whose task may get no answer.
+type Broken struct {
+	Binding *ecs.Binding
+	Since   time.Time
+	Err     error
 }
 
 // New returns a keeper that has not done anything yet.
-func New(cfg Config) *Keeper { return &Keeper{cfg: cfg} }
+func New(cfg Config) *Keeper {
+	return &Keeper{cfg: cfg, kept: make(map[*ecs.Binding]*kept), failing: make(map[ecs.Attachment]*failure)}
+}
 
 // Err is why the endpoint does not stand, or nil. A resolver without a bridge has no
 // keeper: nil misses nothing.
@@ -137,12 +150,14 @@ func (k *Keeper) EnsureBridge() error {
 // Serve makes the endpoint for these sockets, which are bound to the bridge from then on.
 func (k *Keeper) Serve(sockets []net.Listener) error {
 	k.sockets = sockets
-	return k.Ensure()
+	return k.Ensure(context.Background())
 }
 
-// Ensure makes what is missing of the endpoint.
-func (k *Keeper) Ensure() error {
-	err := k.restore()
+// Ensure makes what is missing of the endpoint, and makes every port whole.
+func (k *Keeper) Ensure(ctx context.Context) error { return k.ensure(ctx, true) }
+
+func (k *Keeper) ensure(ctx context.Context, ends bool) error {
+	err := k.restore(ctx, ends)
 	if err != nil {
 		err = fmt.Errorf("making the endpoint on bridge %s: %w", k.cfg.Bridge, err)
 	}
@@ -152,7 +167,11 @@ func (k *Keeper) Ensure() error {
 	return err
 }
 
-func (k *Keeper) restore() error {
+// restore looks at all of it once and makes what is missing. With ends it also looks at the
+// tasks' ends of some ports, for which it has to enter their namespaces.
+func (k *Keeper) restore(ctx context.Context, ends bool) error {
+	k.soon = false
+	pinned := k.keepPin()
 	host, err := link.Open(k.cfg.Netns)
 	if err != nil {
 		return err
@@ -162,7 +181,16 @@ func (k *Keeper) restore() error {
 	if err != nil {
 		return err
 	}
+	k.index.Store(int64(bridge.Index))
 	if err := host.EnsureAddr(bridge, link.Endpoint); err != nil {
+		return err
+	}
+	places := k.openPlaces()
+	defer places.close()
+	bindings, readErr := k.cfg.Bindings() // the bindings' own check says so
+	ports := k.keptOf(bindings, append([]*link.Host{host}, places.hosts()...))
+	readdressed, err := k.ensureGateways(host, bridge, ports)
+	if err != nil {
 		return err
 	}
 	subnets, changed, err := k.table(bridge, host)
@@ -174,24 +202,60 @@ func (k *Keeper) restore() error {
 	if err != nil {
 		return err
 	}
-	ports, err := host.Ports(bridge)
-	if err != nil {
-		return err
-	}
-	held := k.held()
-	guarded, err := k.guardPorts(host, bridge, subnets, ports, held)
+	mended, moved, links, err := k.mendPorts(ctx, host, bridge, ports, places, ends)
 	if err != nil {
 		return err
 	}
 	flushed := changed && slices.Equal(subnets, k.subnets) // else a new network asked for another table
 	k.subnets = subnets
-	repaired := !first && (flushed || remade || guarded > 0)
-	if repaired {
-		k.cfg.Logger.Warn("the endpoint was made whole again", "bridge", bridge.Name, "bridge_made_again", remade, "table_made_again", flushed)
+	if !first && (flushed || remade || pinned || readdressed) {
+		k.cfg.Logger.Warn("the endpoint was made whole again", "bridge", bridge.Name,
+			"bridge_made_again", remade, "table_made_again", flushed, "addresses_made_again", readdressed, "pin_made_again", pinned)
 	}
-	k.found(UnknownPorts(host, ports, held), repaired)
-	k.cfg.CloseEnded(without(host, ports))
+	if moved > 0 {
+		k.cfg.Logger.Info("ports were moved to the endpoint's network namespace", "bridge", bridge.Name, "ports", moved)
+	}
+	k.clear(places, ports)
+	on := readPorts(host, links, ports)
+	var held Held
+	if readErr == nil {
+		if bindings, err := k.cfg.Bindings(); err == nil { // read after the ports
+			held = HeldBy(bindings)
+		}
+	}
+	k.found(UnknownPorts(host, on, held), !first && (flushed || remade || pinned || readdressed || mended > 0))
+	k.cfg.CloseEnded(without(host, on))
 	return nil
+}
+
+// ensureGateways gives the bridge the gateways of all ports, and reports whether one was
+// missing that was there before: that of a new network may be there before its ADD gives it.
+func (k *Keeper) ensureGateways(host *link.Host, bridge link.Bridge, ports []*kept) (again bool, err error) {
+	want := make(map[netip.Prefix]bool)
+	for _, p := range ports {
+		for _, gateway := range p.Grant.Gateways {
+			want[gateway] = true
+		}
+	}
+	known := k.gateways
+	k.gateways = maps.Clone(want)
+	if len(want) == 0 {
+		return false, nil
+	}
+	has, err := host.Addrs(bridge.Index)
+	if err != nil {
+		return false, err
+	}
+	for _, a := range has {
+		delete(want, a.Prefix)
+	}
+	for gateway := range want {
+		if err := host.EnsureAddr(bridge, gateway); err != nil {
+			return again, err
+		}
+		again = again || known[gateway]
+	}
+	return again, nil
 }
 
 // table keeps the bridge apart from the host's other interfaces, by routes and by the host's
@@ -227,17 +291,7 @@ func (k *Keeper) bindSockets(bridge link.Bridge) (changed bool, err error) {
 	return true, nil
 }
 
-// held are the bindings by attachment, nil if they cannot be read: the bindings' own check
-// says so.
-func (k *Keeper) held() Held {
-	all, err := k.cfg.Bindings()
-	if err != nil {
-		return nil
-	}
-	return HeldBy(all)
-}
-
-// found records what a check found, and warns of each port that was not known of before:
+// found records what a look found, and warns of each port that was not known of before:
 // whoever made it can send what it likes.
 func (k *Keeper) found(unknown []string, repaired bool) {
 	k.mu.Lock()
@@ -252,56 +306,4 @@ func (k *Keeper) found(unknown []string, repaired bool) {
 			k.cfg.Logger.Error("an unknown port on the bridge: remove it, or find out who made it", "bridge", k.cfg.Bridge, "port", port)
 		}
 	}
-}
-
-// Run restores the endpoint when the kernel reports a change, and every ten seconds, until
-// ctx ends.
-func (k *Keeper) Run(ctx context.Context) error {
-	links, err := link.Watch(ctx, k.cfg.Netns)
-	if err != nil {
-		return err
-	}
-	var routes <-chan struct{}
-	if k.onHost() {
-		if routes, err = link.WatchPrivate(ctx, k.cfg.Netns, k.cfg.Bridge); err != nil {
-			return err
-		}
-	}
-	var rules <-chan struct{}
-	if k.cfg.Guard != guard.Off { // there may be no nftables to watch then
-		if rules, err = guard.Watch(ctx, k.cfg.Netns); err != nil {
-			return err
-		}
-	}
-	tick := time.NewTicker(checkInterval)
-	defer tick.Stop()
-	pace := rate.NewLimiter(rate.Every(minInterval), 1)
-	for pace.Wait(ctx) == nil {
-		lost := ""
-		select {
-		case <-ctx.Done():
-			return nil
-		case _, ok := <-links:
-			if !ok {
-				lost = "the kernel no longer reports changes of links: start the resolver again"
-			}
-		case _, ok := <-routes:
-			if !ok {
-				lost = "the kernel no longer reports changes of routes"
-			}
-		case _, ok := <-rules:
-			if !ok {
-				lost = "the kernel no longer reports changes of nftables"
-			}
-		case <-tick.C:
-		}
-		if lost != "" && ctx.Err() == nil {
-			return errors.New(lost)
-		}
-		before := k.Err()
-		if err := k.Ensure(); err != nil && before == nil {
-			k.cfg.Logger.Error("the endpoint is gone, and tasks get no answer; making it again is tried at each change", "every", checkInterval, "err", err)
-		}
-	}
-	return nil
 }

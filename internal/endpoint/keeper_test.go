@@ -52,9 +52,10 @@ func (b *buffer) count(s string) int {
 
 // A host is a test host with an endpoint. The test itself is in another namespace.
 type host struct {
-	*testnet.Namespace
+	*testnet.Namespace                    // the host's
+	place              *testnet.Namespace // the endpoint's, which may be the same
 	*Keeper
-	ns     *netns.NS
+	ns     *netns.NS // the endpoint's
 	db     string
 	socket net.Listener
 	log    *buffer
@@ -63,15 +64,41 @@ type host struct {
 	gone []ecs.Attachment // whose connections were to be closed, at the last check
 }
 
-func newHost(t *testing.T, mode guard.Mode) *host {
+func newHost(t testing.TB, mode guard.Mode) *host { return newHostAt(t, mode, onHost) }
+
+// Where an endpoint stands.
+const (
+	onHost = false
+	apart  = true // in a namespace of its own
+)
+
+func newHostAt(t testing.TB, mode guard.Mode, apart bool) *host {
 	t.Helper()
 	h := &host{Namespace: testnet.T(t), db: filepath.Join(t.TempDir(), "bindings.db"), log: &buffer{}}
-	var err error
-	if h.ns, err = netns.Open(h.Path()); err != nil {
+	own, err := netns.Open(h.Path())
+	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = h.ns.Close() })
-	if h.socket, err = h.Listen("tcp", ":80"); err != nil {
+	h.place, h.ns = h.Namespace, own
+	pin := ""
+	if apart {
+		pin = netns.PinPath(h.db)
+		if h.ns, err = netns.Pin(pin); err != nil {
+			t.Fatal(err)
+		}
+		if h.place, err = testnet.Open(pin); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(own.Close(), netns.Unpin(netns.PinPath(h.db))); err != nil {
+			t.Error(err)
+		}
+		if apart {
+			_ = errors.Join(h.ns.Close(), h.place.Close())
+		}
+	})
+	if h.socket, err = h.place.Listen("tcp", ":80"); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = h.socket.Close() })
@@ -87,7 +114,7 @@ func newHost(t *testing.T, mode guard.Mode) *host {
 		return s.All(), nil
 	}
 	h.Keeper = New(Config{
-		Netns: h.ns, Host: h.ns, Bridge: "ecs-bridge", Guard: mode, DB: h.db, Bindings: bindings,
+		Netns: h.ns, Host: own, Pin: pin, Bridge: "ecs-bridge", Guard: mode, DB: h.db, Bindings: bindings,
 		Logger: slog.New(slog.NewTextHandler(h.log, nil)),
 		CloseEnded: func(gone func(*ecs.Binding) bool) {
 			all, err := bindings()
@@ -111,7 +138,7 @@ func newHost(t *testing.T, mode guard.Mode) *host {
 // run makes the endpoint, and keeps it until the test ends.
 func (h *host) run(t *testing.T) {
 	t.Helper()
-	if err := h.Ensure(); err != nil {
+	if err := h.Ensure(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	h.keep(t)
@@ -131,9 +158,9 @@ func (h *host) keep(t *testing.T) {
 }
 
 // attach attaches a task of a namespace of its own.
-func (h *host) attach(t *testing.T, container, keys string) {
+func (h *host) attach(t *testing.T, container, keys string) (task *testnet.Namespace) {
 	t.Helper()
-	task := testnet.T(t)
+	task = testnet.T(t)
 	_, err := testnet.Call{
 		Program: filepath.Join(bin, "ecs-bridge"), Verb: "ADD", Container: container, Netns: task.Path(), Env: []string{"IPAM_DB_PATH=" + h.db},
 		Conf: `{"cniVersion": "1.1.0", "name": "ecs-task", "type": "ecs-bridge", "ipam": {"type": "ecs-ipam"` + keys + `}}`,
@@ -141,15 +168,16 @@ func (h *host) attach(t *testing.T, container, keys string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return task
 }
 
-// sh runs a command line on the host and returns what it prints.
+// sh runs a command line where the endpoint stands and returns what it prints.
 func (h *host) sh(t *testing.T, line string) string {
 	t.Helper()
 	var out bytes.Buffer
 	cmd := exec.Command("sh", "-ec", line)
 	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := h.Namespace.Run(cmd); err != nil {
+	if err := h.place.Run(cmd); err != nil {
 		t.Fatalf("%s: %v\n%s", line, err, &out)
 	}
 	return out.String()
@@ -185,52 +213,147 @@ func (h *host) whole(t *testing.T) error {
 	if !b.Up || b.Index != h.boundTo(t) {
 		return fmt.Errorf("the bridge is %+v, and the socket is bound to %d", b, h.boundTo(t))
 	}
-	return errors.Join(h.Err(), CheckAddress(links, "ecs-bridge"), CheckTable(links, "ecs-bridge", h.cfg.Guard))
+	err = errors.Join(h.Err(), CheckAddress(links, "ecs-bridge"))
+	if h.onHost() {
+		err = errors.Join(err, CheckTable(links, "ecs-bridge", h.cfg.Guard))
+	}
+	return err
 }
 
-// What somebody removes is made again as it was, told, and counted once.
+// things are what a port consists of, by the commands that show it. What the kernel numbers,
+// counts or orders is left out.
+const things = `nft --stateless list table netdev ecs_guard | sort
+	bridge -d link show | sed 's/^[0-9]*: //; s/@[^:]*:/:/'
+	bridge fdb show br ecs-bridge | grep sticky | sort
+	ip neigh show dev ecs-bridge nud permanent | sort
+	ip -o address show dev ecs-bridge | sed 's/^[0-9]*: //' | sort`
+
+// ends are those of a task's end.
+const ends = `ip -o address | sed 's/^[0-9]*: //'; ip route; ip -o link | sed 's/^[0-9]*: //; s/link-netns.*//; s/@[^:]*:/:/'`
+
+// What somebody removes is made again as it was, told, and counted.
 func TestWhatIsRemovedIsMadeAgain(t *testing.T) {
 	t.Parallel()
+	const veth = "ecsvmh06gma3sir" // the host's end of c1's
 	tests := map[string]struct {
-		remove  string
-		repairs bool // it counts as a repair
-		says    string
+		remove string
+		says   string
 	}{
-		"the bridge":                 {"ip link del ecs-bridge", true, "bridge_made_again=true"},
-		"the bridge's state":         {"ip link set ecs-bridge down", true, "table_made_again=true"},
-		"the endpoint's address":     {"ip address del 169.254.170.2/32 dev ecs-bridge", true, "table_made_again=true"},
-		"the rules of routing":       {"ip rule flush; ip rule add lookup main pref 32766", true, "table_made_again=true"},
-		"the host's table":           {"nft delete table inet ecs_guard", true, "table_made_again=true"},
-		"a chain of the host's":      {"nft flush chain inet ecs_guard raw", true, "table_made_again=true"},
-		"a rule too many":            {"nft insert rule inet ecs_guard raw accept", true, "table_made_again=true"},
-		"the ports' table":           {"nft delete table netdev ecs_guard", true, "ports were guarded again"},
-		"the whole ruleset":          {"nft flush ruleset", true, "ports were guarded again"},
-		"the ruleset and the bridge": {"nft flush ruleset; ip link del ecs-bridge", true, "bridge_made_again=true"},
+		"the bridge":                 {"ip link del ecs-bridge", "bridge_made_again=true"},
+		"the bridge's state":         {"ip link set ecs-bridge down", "ports were made whole again"},
+		"the endpoint's address":     {"ip address del 169.254.170.2/32 dev ecs-bridge", ""},
+		"the gateway's address":      {"ip address del 169.254.172.1/22 dev ecs-bridge", "addresses_made_again=true"},
+		"all addresses":              {"ip address flush dev ecs-bridge", "addresses_made_again=true"},
+		"the ports' table":           {"nft delete table netdev ecs_guard", "ports were made whole again"},
+		"a port's chain":             {"nft delete chain netdev ecs_guard in-" + veth, "ports were made whole again"},
+		"a chain's rules":            {"nft flush chain netdev ecs_guard in-" + veth, "ports were made whole again"},
+		"a port's rule too many":     {"nft insert rule netdev ecs_guard in-" + veth + " accept", "ports were made whole again"},
+		"the whole ruleset":          {"nft flush ruleset", "ports were made whole again"},
+		"the ruleset and the bridge": {"nft flush ruleset; ip link del ecs-bridge", "bridge_made_again=true"},
+		"a port's master":            {"ip link set " + veth + " nomaster", "is not a port of ecs-bridge"},
+		"a port, for another bridge": {"ip link add name other type bridge; ip link set " + veth + " master other; ip link del other", "ports were made whole again"},
+		"a port":                     {"ip link del " + veth, "is missing"},
+		"a port's state":             {"ip link set " + veth + " down", "is down"},
+		"a port's flags":             {"bridge link set dev " + veth + " isolated off learning on flood on", "isolated is 0"},
+		"neighbours":                 {"ip neigh flush dev ecs-bridge nud permanent", "no permanent neighbour"},
+		"a neighbour's address":      {"ip neigh replace 169.254.172.2 lladdr 02:00:00:00:00:01 dev ecs-bridge nud permanent", "no permanent neighbour"},
+		"the forwarding entry":       {"bridge fdb del 0a:58:a9:fe:ac:02 dev " + veth + " master", "no sticky entry"},
 	}
-	for name, test := range tests {
+	for _, apart := range []bool{onHost, apart} {
+		for name, test := range tests {
+			t.Run(fmt.Sprintf("%s/apart=%v", name, apart), func(t *testing.T) {
+				t.Parallel()
+				h := newHostAt(t, guard.Strict, apart)
+				h.run(t)
+				task := h.attach(t, "c1", "")
+				testnet.Await(t, "the endpoint with a task", func() error { return h.whole(t) })
+				before, end := h.sh(t, things), task.Sh(t, ends)
+				repairs := h.State().Repairs
+				h.sh(t, test.remove)
+				testnet.Await(t, "the endpoint", func() error {
+					now, endNow := h.sh(t, "set +e;"+things), task.Sh(t, ends)
+					if now != before || endNow != end {
+						return fmt.Errorf("it is\n%s\n%s\nand was\n%s\n%s", now, endNow, before, end)
+					}
+					if got := h.State().Repairs - repairs; test.says != "" && (got == 0 || got > 3) {
+						return fmt.Errorf("%d repairs", got)
+					}
+					return h.whole(t)
+				})
+				if test.says != "" && h.log.count(test.says) == 0 {
+					t.Errorf("the log does not say %q:\n%s", test.says, &h.log.text)
+				}
+				if broken := h.State().Broken; len(broken) > 0 {
+					t.Errorf("broken are %v", broken)
+				}
+			})
+		}
+	}
+}
+
+// The host's table is made again as well, where there is one.
+func TestTheHostsTableIsMadeAgain(t *testing.T) {
+	t.Parallel()
+	for name, remove := range map[string]string{
+		"the table":              "nft delete table inet ecs_guard",
+		"a chain's rules":        "nft flush chain inet ecs_guard forward",
+		"a rule too many":        "nft insert rule inet ecs_guard forward accept",
+		"the whole ruleset":      "nft flush ruleset",
+		"the rules of routing":   "ip rule flush; ip rule add lookup main pref 32766",
+		"the endpoint's address": "ip address del 169.254.170.2/32 dev ecs-bridge",
+	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			h := newHost(t, guard.Strict)
 			h.run(t)
 			h.attach(t, "c1", "")
 			testnet.Await(t, "the table for the task's subnet", func() error { return h.whole(t) })
-			ports := h.sh(t, "nft --stateless list table netdev ecs_guard")
-			before := h.State().Repairs
-			h.sh(t, test.remove)
-			testnet.Await(t, "the endpoint", func() error {
-				if err := h.whole(t); err != nil {
-					return err
+			const table = "nft --stateless list table inet ecs_guard || true; ip rule | grep ^172: | sort; ip route show table all dev ecs-bridge | sort"
+			before := h.sh(t, table)
+			h.sh(t, remove)
+			testnet.Await(t, "the table", func() error {
+				if now := h.sh(t, table); now != before {
+					return errors.New(now)
 				}
-				if got := h.State().Repairs - before; (got > 0) != test.repairs || got > 2 {
-					return fmt.Errorf("%d repairs", got)
-				}
-				if !strings.Contains(test.remove, "link del") && h.sh(t, "nft --stateless list table netdev ecs_guard || true") != ports {
-					return errors.New("the port's chain is not as it was")
+				return h.whole(t)
+			})
+			testnet.Await(t, "the log", func() error {
+				if h.log.count("table_made_again=true") == 0 {
+					return errors.New("nothing says so")
 				}
 				return nil
 			})
-			if test.says != "" && h.log.count(test.says) == 0 {
-				t.Errorf("the log does not say %q:\n%s", test.says, &h.log.text)
+		})
+	}
+}
+
+// What a task's end lacks is given back, when somebody looks at it.
+func TestTheTasksEndIsMadeWhole(t *testing.T) {
+	t.Parallel()
+	for name, remove := range map[string]string{
+		"its state":     "ip link set eth0 down",
+		"its address":   "ip address flush dev eth0",
+		"its routes":    "ip route flush dev eth0",
+		"its MAC":       "ip link set eth0 address 02:00:00:00:00:01",
+		"its interface": "ip link del eth0",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := newHostAt(t, guard.Strict, apart)
+			if err := h.Serve(h.sockets); err != nil {
+				t.Fatal(err)
+			}
+			task := h.attach(t, "c1", "")
+			if err := h.Ensure(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			before := task.Sh(t, ends)
+			task.Sh(t, remove)
+			if err := h.Ensure(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if now := task.Sh(t, ends); now != before {
+				t.Errorf("it has\n%s\nand had\n%s", now, before)
 			}
 		})
 	}
@@ -298,10 +421,12 @@ func TestConnectionsOfAPortThatIsGone(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, guard.Strict)
 	h.run(t)
-	h.attach(t, "c1", "")
+	task := h.attach(t, "c1", "")
 	h.attach(t, "c2", "")
 	gone := ecs.Attachment{Network: "ecs-task", Container: "c1", IfName: "eth0"}
-	h.sh(t, "ip link del "+link.HostName(gone))
+	if err := task.Close(); err != nil {
+		t.Fatal(err)
+	}
 	testnet.Await(t, "the connections to be closed", func() error {
 		h.mu.Lock()
 		defer h.mu.Unlock()
@@ -337,7 +462,7 @@ func TestAnotherInterfaceOfThatName(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, guard.Strict)
 	h.sh(t, "ip link add ecs-bridge type veth peer name peer")
-	if err := h.Ensure(); err == nil || !strings.Contains(err.Error(), "making the endpoint on bridge ecs-bridge: interface ecs-bridge is a veth") {
+	if err := h.Ensure(t.Context()); err == nil || !strings.Contains(err.Error(), "making the endpoint on bridge ecs-bridge: interface ecs-bridge is a veth") {
 		t.Errorf("Ensure says %v", err)
 	}
 	if tables := h.sh(t, "nft list tables"); tables != "" {
@@ -364,7 +489,7 @@ func TestChecksOfAHostWithoutAnEndpoint(t *testing.T) {
 	if err := CheckTable(links, "ecs-bridge", guard.Off); err != nil {
 		t.Errorf("with the guard off: %v", err)
 	}
-	if err := h.Ensure(); err != nil {
+	if err := h.Ensure(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if ports, err := CheckBridge(links, "ecs-bridge", none); ports != 0 || err != nil {

@@ -1,60 +1,10 @@
 package endpoint
 
 import (
-	"fmt"
-	"net/netip"
-
 	"taskmeta/internal/ecs"
-	"taskmeta/internal/guard"
 	"taskmeta/internal/link"
+	"taskmeta/internal/rtnl"
 )
-
-// guardPorts gives the bridge's ports their chains again if somebody has removed them, as
-// `nft flush ruleset` does, and reports how many there were. What a port may send follows
-// from the binding of its task and from the mode that the plugin was given for it.
-func (k *Keeper) guardPorts(host *link.Host, bridge link.Bridge, subnets []netip.Prefix, ports []link.Port, held Held) (int, error) {
-	if k.cfg.Guard == guard.Off || held == nil {
-		return 0, nil
-	}
-	var guarded []guard.Port
-	for _, p := range ports {
-		if p.Veth == nil || !p.Veth.Up {
-			continue
-		}
-		mode, err := guard.ParseMode(p.Veth.Guard)
-		if err != nil || mode == guard.Off {
-			continue
-		}
-		if b := held[p.Veth.Attachment]; b != nil && len(b.Addrs) > 0 {
-			guarded = append(guarded, guard.Port{
-				Mode: mode, Link: p.Name, LinkIndex: p.Index,
-				MAC: ecs.MAC(b.Addrs[0].Addr()), Addrs: b.Addrs, Gateways: append(gateways(subnets, b.Addrs), b.Hops...),
-				Bridge: bridge.Name, BridgeIndex: bridge.Index, BridgeMAC: bridge.MAC,
-			})
-		}
-	}
-	restored, err := guard.Restore(host.Conn, guarded)
-	if err != nil {
-		return len(restored), fmt.Errorf("guarding the ports of %s again: %w", bridge.Name, err)
-	}
-	if len(restored) > 0 {
-		k.cfg.Logger.Warn("ports were guarded again: somebody has removed their chains", "bridge", bridge.Name, "ports", restored)
-	}
-	return len(restored), nil
-}
-
-// gateways are the addresses of the bridge that are in one of the task's subnets, in the
-// order of the task's.
-func gateways(bridge, task []netip.Prefix) (in []netip.Addr) {
-	for _, own := range task {
-		for _, b := range bridge {
-			if own.Contains(b.Addr()) {
-				in = append(in, b.Addr())
-			}
-		}
-	}
-	return in
-}
 
 // Held are the bindings by attachment, nil if they cannot be read.
 type Held map[ecs.Attachment]*ecs.Binding
@@ -104,4 +54,27 @@ func without(host *link.Host, ports []link.Port) func(*ecs.Binding) bool {
 		_, err := host.Link(link.HostName(b.Attachment))
 		return err != nil
 	}
+}
+
+// readPorts says of each port whose it is: those that are kept were read before.
+func readPorts(host *link.Host, on []rtnl.Link, known []*kept) []link.Port {
+	by := make(map[int]*kept, len(known))
+	for _, p := range known {
+		by[p.veth.Index] = p
+	}
+	ports := make([]link.Port, 0, len(on))
+	for _, l := range on {
+		p := link.Port{Name: l.Name, Index: l.Index}
+		if of := by[l.Index]; of != nil && of.name == l.Name {
+			v := of.veth
+			v.Up = l.Up
+			p.Veth = &v
+		} else if full, err := host.LinkAt(l.Index); err != nil {
+			continue // it is gone by now
+		} else if v, ok := link.VethOf(full); ok {
+			p.Veth = &v
+		}
+		ports = append(ports, p)
+	}
+	return ports
 }

@@ -3,6 +3,7 @@ package guard
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"github.com/google/nftables"
@@ -21,6 +22,21 @@ func (p Port) Check(c *rtnl.Conn) error {
 	if p.Mode == Off {
 		return nil
 	}
+	if err := p.CheckRules(c); err != nil {
+		return err
+	}
+	if err := checkPortFlags(c, p.LinkIndex); err != nil {
+		return fmt.Errorf("bridge port %s: %w", p.Link, err)
+	}
+	return p.checkEntries(c)
+}
+
+// CheckRules compares the port's chain with what it should be; an [ErrOpen] says that it is
+// another.
+func (p Port) CheckRules(c *rtnl.Conn) error {
+	if p.Mode == Off {
+		return nil
+	}
 	conn, err := dial(c)
 	if err != nil {
 		return err
@@ -28,16 +44,13 @@ func (p Port) Check(c *rtnl.Conn) error {
 	defer conn.CloseLasting()
 	chain := portChain(p.Link)
 	rules, err := conn.GetRules(chain.Table, chain)
-	if err != nil {
+	if err != nil && !gone(err) {
 		return fmt.Errorf("reading chain %s of table netdev %s: %w", chain.Name, tableName, explain(err))
 	}
 	if !same(nftables.TableFamilyNetdev, rules, p.rules()) {
 		return fmt.Errorf("%w: chain %s of table netdev %s is missing or was changed", ErrOpen, chain.Name, tableName)
 	}
-	if err := checkPortFlags(c, p.LinkIndex); err != nil {
-		return fmt.Errorf("bridge port %s: %w", p.Link, err)
-	}
-	return p.checkEntries(c)
+	return nil
 }
 
 // checkEntries looks the task's MAC and IP addresses up one by one: their number does
@@ -47,36 +60,54 @@ func (p Port) checkEntries(c *rtnl.Conn) error {
 	if err != nil && !gone(err) {
 		return fmt.Errorf("on %s: %w", p.Bridge, err)
 	}
-	if err != nil || entry.Index != p.LinkIndex || entry.Flags&ntfSticky == 0 || entry.State&unix.NUD_NOARP == 0 {
-		return fmt.Errorf("%w: %s has no sticky entry that puts %s on port %s", ErrOpen, p.Bridge, p.MAC, p.Link)
+	if err := p.checkEntry(entry); err != nil {
+		return err
 	}
 	for _, own := range p.Addrs {
 		entry, err := c.Neighbour(rtnl.Neighbour{Index: p.BridgeIndex, Addr: own.Addr()})
 		if err != nil && !gone(err) {
 			return fmt.Errorf("on %s: %w", p.Bridge, err)
 		}
-		if err != nil || entry.State&unix.NUD_PERMANENT == 0 || !slices.Equal(entry.MAC, p.MAC) {
-			return fmt.Errorf("%w: %s has no permanent neighbour %s at %s", ErrOpen, p.Bridge, own.Addr(), p.MAC)
+		if err := p.checkNeighbour(own.Addr(), entry); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// checkPortFlags compares the flags of a bridge port with what they should be; one that
-// the kernel does not know is left out.
+// checkEntry judges what the bridge has for the task's MAC address, nothing being the zero
+// value.
+func (p Port) checkEntry(entry rtnl.Neighbour) error {
+	if entry.Index != p.LinkIndex || entry.Flags&ntfSticky == 0 || entry.State&unix.NUD_NOARP == 0 {
+		return fmt.Errorf("%w: %s has no sticky entry that puts %s on port %s", ErrOpen, p.Bridge, p.MAC, p.Link)
+	}
+	return nil
+}
+
+func (p Port) checkNeighbour(addr netip.Addr, entry rtnl.Neighbour) error {
+	if entry.State&unix.NUD_PERMANENT == 0 || !slices.Equal(entry.MAC, p.MAC) {
+		return fmt.Errorf("%w: %s has no permanent neighbour %s at %s", ErrOpen, p.Bridge, addr, p.MAC)
+	}
+	return nil
+}
+
 func checkPortFlags(c *rtnl.Conn, link int) error {
 	l, err := c.LinkAt(link)
 	if err != nil {
 		return fmt.Errorf("reading its settings: %w", err)
 	}
+	return checkFlags(l)
+}
+
+// checkFlags compares the flags of a bridge port with what they should be; one that the
+// kernel does not know is left out.
+func checkFlags(l rtnl.Link) error {
 	if l.Port == nil {
 		return fmt.Errorf("%w: it is not a port of a bridge", ErrOpen)
 	}
 	for _, f := range portFlags {
-		for _, a := range l.Port {
-			if int(a.Attr.Type) == f.attribute && a.Value[0] != f.value {
-				return fmt.Errorf("%w: %s is %d, not %d", ErrOpen, f.name, a.Value[0], f.value)
-			}
+		if is, known := l.Port.Get(f.attribute); known && is != f.value {
+			return fmt.Errorf("%w: %s is %d, not %d", ErrOpen, f.name, is, f.value)
 		}
 	}
 	return nil

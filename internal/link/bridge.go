@@ -153,6 +153,9 @@ func (h *Host) EnsureAddr(b Bridge, p netip.Prefix) error {
 	return errors.Join(err, h.Do(rtnl.DelAddr(b.Index, p)))
 }
 
+// DelAddr takes an address of the bridge away.
+func (h *Host) DelAddr(b Bridge, p netip.Prefix) error { return h.Do(rtnl.DelAddr(b.Index, p)) }
+
 // OthersAddrs are the addresses of the bridge that were not given here, as far as the kernel
 // keeps that, and are not of its own making.
 func (h *Host) OthersAddrs(b Bridge) ([]netip.Prefix, error) {

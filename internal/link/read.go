@@ -87,7 +87,13 @@ func inspect(path string, read func(conn) error) error {
 
 // Check compares the task's interface with what it is to have and names the first thing
 // that is missing.
-func (t *Task) Check(want Interface) error {
+func (t *Task) Check(want Interface) error { return t.check(want, false) }
+
+// CheckReach is [Task.Check] that takes any route to a destination for ours: where an
+// earlier plugin has made one, [Task.Configure] has left ours out.
+func (t *Task) CheckReach(want Interface) error { return t.check(want, true) }
+
+func (t *Task) check(want Interface, anyRoute bool) error {
 	l, err := t.Link(want.Name)
 	switch {
 	case errors.Is(err, unix.ENODEV):
@@ -104,7 +110,7 @@ func (t *Task) Check(want Interface) error {
 	if err := t.checkAddrs(want.Name, l.Index, want.Addrs); err != nil {
 		return err
 	}
-	return t.checkRoutes(want.Routes)
+	return t.checkRoutes(want.Routes, anyRoute)
 }
 
 // A routeKey is what routes are told apart by.
@@ -115,8 +121,8 @@ type routeKey struct {
 }
 
 // checkRoutes looks for each route in the table that it is to be in, by destination and
-// gateway.
-func (t *Task) checkRoutes(want []Route) error {
+// gateway, or by the destination alone.
+func (t *Task) checkRoutes(want []Route, anyGateway bool) error {
 	all, err := t.Ask(rtnl.NewStep(unix.RTM_GETROUTE, unix.NLM_F_DUMP, "listing the task's routes", &nl.RtMsg{}))
 	if err != nil {
 		return err
@@ -127,6 +133,9 @@ func (t *Task) checkRoutes(want []Route) error {
 		if err != nil {
 			return fmt.Errorf("listing the task's routes: %w", err)
 		}
+		if anyGateway {
+			k.gateway = netip.Addr{}
+		}
 		has[k] = true
 	}
 	for _, r := range want {
@@ -134,7 +143,11 @@ func (t *Task) checkRoutes(want []Route) error {
 		if table == 0 {
 			table = unix.RT_TABLE_MAIN
 		}
-		if !has[routeKey{table, r.Dst.Masked(), r.Gateway}] {
+		k := routeKey{table, r.Dst.Masked(), r.Gateway}
+		if anyGateway {
+			k.gateway = netip.Addr{}
+		}
+		if !has[k] {
 			return fmt.Errorf("the task lacks the route %s", r)
 		}
 	}

@@ -69,7 +69,7 @@ func (t *Task) SetUp(i Interface) error {
 	return nil
 }
 
-// Configure gives the interface its addresses, then adds the routes in order. The subnets
+// Configure gives the interface its addresses, those that it lacks, then adds the routes in order. The subnets
 // of the addresses are not taken to be on the link: who is to be reached needs a route. A
 // route whose destination has one already is left out: the first wins. What runs in the
 // task may ask as soon as there is a route, so it comes when both ends are up: a packet
@@ -81,7 +81,9 @@ func (t *Task) Configure(i Interface) error {
 	}
 	var steps []rtnl.Step
 	for _, p := range i.Addrs {
-		steps = append(steps, addAddr(l.Index, p, false))
+		add := addAddr(l.Index, p, false)
+		add.Fine = unix.EEXIST
+		steps = append(steps, add)
 	}
 	for _, r := range i.Routes {
 		steps = append(steps, r.add(i, l.Index))

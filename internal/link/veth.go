@@ -193,10 +193,7 @@ func (h *Host) DelVeth(v Veth, meanwhile func() error) error {
 	if err != nil {
 		return errors.Join(err, events.Close())
 	}
-	info := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	info.Index = int32(v.Index)
-	remove := rtnl.NewStep(unix.RTM_DELLINK, 0, "removing veth "+v.Name, info)
-	remove.Fine = unix.ENODEV
+	remove := delLink("veth "+v.Name, v.Index)
 	removed := make(chan error, 1)
 	go func() { removed <- errors.Join(remover.Do(remove), remover.Close(), events.Close()) }()
 	if !awaitRemoval(events, v.Index) { // no word of it: gone before, or not removed

@@ -3,6 +3,7 @@
 package port
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -42,6 +43,35 @@ func (c *Config) Interface(name string, g Grant) link.Interface {
 	}
 	i.Routes = append(i.Routes, g.Routes...)
 	return i
+}
+
+// Build does with a new veth pair what is left of an ADD, in an order in which a process may
+// be killed between any two steps: the host's end comes up last, when all that guards it
+// stands, and the task's routes when frames pass.
+func (c *Config) Build(host *link.Host, task *link.Task, b link.Bridge, v link.Veth, ifname string, g Grant) (link.Interface, error) {
+	for _, gateway := range g.Gateways {
+		if err := host.EnsureAddr(b, gateway); err != nil {
+			return link.Interface{}, err
+		}
+	}
+	i := c.Interface(ifname, g)
+	p := c.Guarded(b, v, g, i)
+	if err := p.Install(host.Conn); err != nil {
+		return i, err
+	}
+	if err := task.SetUp(i); err != nil {
+		return i, fmt.Errorf("setting up %s in the task's namespace: %w", ifname, err)
+	}
+	if err := p.Attach(host.Conn); err != nil {
+		return i, err
+	}
+	if err := host.SetUp(v, b); err != nil {
+		return i, err
+	}
+	if err := task.Configure(i); err != nil {
+		return i, fmt.Errorf("setting up %s in the task's namespace: %w", ifname, err)
+	}
+	return i, nil
 }
 
 // Guarded is what the task may send: what comes from its own addresses to the next hops of

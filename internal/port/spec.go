@@ -2,6 +2,7 @@ package port
 
 import (
 	"fmt"
+	"net/netip"
 
 	"taskmeta/internal/ecs"
 	"taskmeta/internal/guard"
@@ -50,4 +51,23 @@ func (s *Spec) Guarded(b link.Bridge, v link.Veth) guard.Port {
 		p.Gateways = append(p.Gateways, s.Binding.Hops...)
 	}
 	return p
+}
+
+// TakeGateways has each address take the gateway in its subnet that the bridge has, instead
+// of the default: for a binding that does not say.
+func (s *Spec) TakeGateways(bridge []netip.Prefix) {
+	for i, own := range s.Grant.Addrs {
+		for _, b := range bridge {
+			if b.Addr() == ecs.EndpointAddr || own.Masked() != b.Masked() {
+				continue
+			}
+			for n, r := range s.Grant.Routes {
+				if r.Gateway == s.Grant.Gateways[i].Addr() {
+					s.Grant.Routes[n].Gateway = b.Addr()
+				}
+			}
+			s.Grant.Gateways[i] = b
+		}
+	}
+	s.Interface = s.Config.Interface(s.Binding.IfName, s.Grant)
 }

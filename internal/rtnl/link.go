@@ -19,6 +19,8 @@ type Link struct {
 	Index             int
 	MAC               net.HardwareAddr
 	Loopback, Up      bool
+	// Carrier is set while it is up, and so is what it is connected to; it says so at once.
+	Carrier bool
 	// Passes is set once frames pass: it is up, and so is what it is connected to. A bridge
 	// whose carrier has never changed since it was made is in no known state, and passes them.
 	Passes bool
@@ -28,7 +30,7 @@ type Link struct {
 	// PeerNetns, which is -1 for one that has none or is this one.
 	Peer, PeerNetns int
 	// Port are a bridge port's settings, nil for what is no port.
-	Port []syscall.NetlinkRouteAttr
+	Port *Settings
 	// Counters are those of struct rtnl_link_stats64 in its order.
 	Counters []byte
 }
@@ -99,7 +101,7 @@ func readLink(message []byte) (Link, error) {
 		return Link{}, err
 	}
 	info := nl.DeserializeIfInfomsg(message)
-	l := Link{Index: int(info.Index), Loopback: info.Flags&unix.IFF_LOOPBACK != 0, Up: info.Flags&unix.IFF_UP != 0, PeerNetns: -1}
+	l := Link{Index: int(info.Index), Loopback: info.Flags&unix.IFF_LOOPBACK != 0, Up: info.Flags&unix.IFF_UP != 0, Carrier: info.Flags&unix.IFF_LOWER_UP != 0, PeerNetns: -1}
 	var state byte
 	for _, a := range attrs {
 		switch a.Attr.Type &^ unix.NLA_F_NESTED {
@@ -136,7 +138,7 @@ func (l *Link) readInfo(nested []byte) error {
 		case nl.IFLA_INFO_KIND:
 			l.Kind = unix.ByteSliceToString(a.Value)
 		case unix.IFLA_INFO_SLAVE_DATA:
-			l.Port, err = nl.ParseRouteAttr(a.Value)
+			l.Port = readSettings(a.Value)
 		}
 	}
 	return err

@@ -11,6 +11,7 @@ import (
 
 	"taskmeta/internal/bootclock"
 	"taskmeta/internal/cniedge"
+	"taskmeta/internal/ecs"
 	"taskmeta/internal/ipam"
 	"taskmeta/internal/link"
 	"taskmeta/internal/port"
@@ -35,7 +36,7 @@ func add(ctx context.Context, r *cniedge.Request) (result *current.Result, err e
 	if err != nil {
 		return nil, err
 	}
-	release, err := lock(ctx, r, conf.IPAM)
+	release, err := lock(ctx, r, conf.IPAM, r.Attachment)
 	if err != nil {
 		return nil, err
 	}
@@ -54,34 +55,16 @@ func add(ctx context.Context, r *cniedge.Request) (result *current.Result, err e
 	if err != nil {
 		return nil, err
 	}
-	for _, g := range p.Gateways {
-		if err := host.EnsureAddr(p.bridge, g); err != nil {
-			return nil, err
-		}
-	}
-	want := conf.Interface(r.IfName, p.Grant)
-	guarded := conf.Guarded(p.bridge, p.veth, p.Grant, want)
-	if err := guarded.Install(host.Conn); err != nil {
+	want, err := conf.Build(host, task, p.bridge, p.veth, r.IfName, p.Grant)
+	if err != nil {
 		return nil, err
-	}
-	if err := task.SetUp(want); err != nil {
-		return nil, fmt.Errorf("setting up %s in the task's namespace: %w", r.IfName, err)
-	}
-	if err := guarded.Attach(host.Conn); err != nil {
-		return nil, err
-	}
-	if err := host.SetUp(p.veth, p.bridge); err != nil {
-		return nil, err
-	}
-	if err := task.Configure(want); err != nil {
-		return nil, fmt.Errorf("setting up %s in the task's namespace: %w", r.IfName, err)
 	}
 	return merge(prev, p, r, want.MAC, conf.MTU), nil
 }
 
 // lock keeps the resolver from mending what is about to be made or removed. It looks after
 // the ports of ecs-ipam's attachments alone.
-func lock(ctx context.Context, r *cniedge.Request, plugin string) (release func(), err error) {
+func lock(ctx context.Context, r *cniedge.Request, plugin string, of ...ecs.Attachment) (release func(), err error) {
 	if plugin != ipam.Name {
 		return func() {}, nil
 	}
@@ -89,7 +72,7 @@ func lock(ctx context.Context, r *cniedge.Request, plugin string) (release func(
 	if err != nil {
 		return func() {}, nil // the plugin itself says what is wrong
 	}
-	return port.Lock(ctx, db, r.Attachment)
+	return port.Lock(ctx, db, of...)
 }
 
 // open opens the host's network namespace and the task's, for a verb that cannot do
@@ -157,7 +140,7 @@ func connect(ctx context.Context, r *cniedge.Request, conf *port.Config, plugin 
 		})
 	}
 	if err == nil {
-		back.push(func(context.Context) error { return detach(host, bridge.Name, p.veth) })
+		back.push(func(context.Context) error { return port.Detach(host, bridge.Name, p.veth) })
 	}
 	if given.err != nil {
 		return p, given.err

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 
 	"taskmeta/internal/cniedge"
+	"taskmeta/internal/ecs"
 	"taskmeta/internal/guard"
 	"taskmeta/internal/link"
 	"taskmeta/internal/port"
@@ -23,20 +25,16 @@ func del(ctx context.Context, r *cniedge.Request) error {
 	if err != nil {
 		return err
 	}
-	release, err := lock(ctx, r, place.IPAM)
+	release, err := lock(ctx, r, place.IPAM, r.Attachment)
 	if err != nil {
 		return err
 	}
 	defer release()
-	host, err := openHost(r, place.Netns)
+	host, v, ok, err := find(r, place)
 	if err != nil {
 		return err
 	}
 	defer host.Close()
-	v, ok, err := host.Veth(r.Attachment)
-	if err != nil {
-		return err
-	}
 	if ok && v.Since >= before {
 		return nil
 	}
@@ -52,13 +50,39 @@ func del(ctx context.Context, r *cniedge.Request) error {
 	return host.DelVeth(v, rest)
 }
 
+// find opens the network namespace that has the attachment's veth: the one that the
+// configuration means; or else the plugin's own or the pinned one, because an ADD may have
+// been before there was a pin, or by another configuration. If none has it, it is the first.
+func find(r *cniedge.Request, place port.Place) (host *link.Host, v link.Veth, ok bool, err error) {
+	for i, named := range []string{place.Netns, port.OnHost, ""} {
+		other, err := openHost(r, named)
+		if err != nil && i > 0 {
+			continue // it is only looked in
+		}
+		if err != nil {
+			return nil, v, false, err
+		}
+		if v, ok, err = other.Veth(r.Attachment); err != nil {
+			other.Close()
+			return nil, v, false, err
+		}
+		if ok {
+			if host != nil {
+				host.Close()
+			}
+			return other, v, true, nil
+		}
+		if host == nil {
+			host = other
+		} else {
+			other.Close()
+		}
+	}
+	return host, v, false, nil
+}
+
 // guarded reports whether an attachment's port was given a guard.
 func guarded(v link.Veth) bool { return guard.Mode(v.Guard) != guard.Off }
-
-// detach removes a veth pair and its guard.
-func detach(host *link.Host, bridge string, v link.Veth) error {
-	return host.DelVeth(v, func() error { return guard.Remove(host.Conn, bridge, v.Name, guarded(v)) })
-}
 
 // giveBack passes a verb that gives addresses back on to the IPAM plugin, if there is one.
 func giveBack(ctx context.Context, r *cniedge.Request, name, verb string) error {
@@ -85,33 +109,44 @@ func collect(ctx context.Context, r *cniedge.Request) error {
 	if err != nil {
 		return err
 	}
-	if given {
-		err = removeStale(r, place, func(v link.Veth) bool {
-			return v.Attachment.Network == r.Network && !valid[v.Attachment] && v.Since < r.Start
-		})
-	} else {
+	if !given {
 		slog.Warn("GC without cni.dev/valid-attachments removes nothing", "network", r.Network)
+		return giveBack(ctx, r, place.IPAM, "GC")
 	}
+	release, err := removeStale(ctx, r, place, func(v link.Veth) bool {
+		return v.Attachment.Network == r.Network && !valid[v.Attachment] && v.Since < r.Start
+	})
+	defer release()
 	return errors.Join(err, giveBack(ctx, r, place.IPAM, "GC"))
 }
 
-func removeStale(r *cniedge.Request, place port.Place, stale func(link.Veth) bool) error {
+// removeStale removes ports, which stay locked until they are released: their bindings come
+// free later.
+func removeStale(ctx context.Context, r *cniedge.Request, place port.Place, stale func(link.Veth) bool) (release func(), err error) {
+	release = func() {}
 	host, err := openHost(r, place.Netns)
 	if err != nil {
-		return err
+		return release, err
 	}
 	defer host.Close()
 	veths, err := host.Veths()
 	if err != nil {
-		return err
+		return release, err
+	}
+	veths = slices.DeleteFunc(veths, func(v link.Veth) bool { return !stale(v) })
+	var of []ecs.Attachment
+	for _, v := range veths {
+		of = append(of, v.Attachment)
+	}
+	if len(of) > 0 {
+		if release, err = lock(ctx, r, place.IPAM, of...); err != nil {
+			return func() {}, err
+		}
 	}
 	var errs []error
 	for _, v := range veths {
-		if !stale(v) {
-			continue
-		}
 		slog.Info("removing", "container", v.Attachment.Container, "ifname", v.Attachment.IfName, "veth", v.Name)
-		errs = append(errs, detach(host, place.Bridge, v))
+		errs = append(errs, port.Detach(host, place.Bridge, v))
 	}
-	return errors.Join(append(errs, guard.Sweep(host.Conn, place.Bridge))...)
+	return release, errors.Join(append(errs, guard.Sweep(host.Conn, place.Bridge))...)
 }

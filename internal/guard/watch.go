@@ -14,44 +14,27 @@ import (
 	"taskmeta/internal/rtnl"
 )
 
-// Restore gives ports their chains again where somebody has removed them, and returns the
-// names of those ports. A port without the flags of a guarded one never had a chain. All
-// must be up: one that is not is still being made. It may run beside ADD and DEL.
-func Restore(c *rtnl.Conn, ports []Port) (restored []string, err error) {
+// RemovePorts removes the table of the ports' chains from a namespace in which no port is
+// left.
+func RemovePorts(c *rtnl.Conn) error {
 	conn, err := dial(c)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer conn.CloseLasting()
-	chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyNetdev)
+	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyNetdev)
 	if err != nil {
-		return nil, fmt.Errorf("listing the chains of table netdev %s: %w", tableName, explain(err))
+		return fmt.Errorf("listing tables: %w", explain(err))
 	}
-	has := make(map[string]bool, len(chains))
-	for _, chain := range chains {
-		if link, ours := strings.CutPrefix(chain.Name, chainPrefix); ours && chain.Table.Name == tableName {
-			has[link] = true
+	for _, t := range tables {
+		if t.Name == tableName {
+			conn.DelTable(t)
 		}
 	}
-	for _, p := range ports {
-		if p.Mode == Off || has[p.Link] || checkPortFlags(c, p.LinkIndex) != nil {
-			continue
-		}
-		// Not emptied first: should an ADD make the chain at the same time, its rules and its
-		// last one, which drops, come before these, or take their place.
-		err := p.install(c, false)
-		if gone(err) { // with the port: a kernel before 6.16 wants it to be there
-			continue
-		}
-		if err != nil {
-			return restored, err
-		}
-		restored = append(restored, p.Link)
+	if err := conn.Flush(); err != nil && !gone(err) {
+		return fmt.Errorf("deleting table netdev %s: %w", tableName, explain(err))
 	}
-	if len(restored) == 0 {
-		return nil, nil
-	}
-	return restored, sweepChains(c) // of ports that were removed meanwhile
+	return nil
 }
 
 // Watch reports that somebody has changed the rules of the guard; any number of changes
