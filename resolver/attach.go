@@ -11,6 +11,7 @@ import (
 
 	"taskmeta/internal/attach"
 	"taskmeta/internal/docker"
+	"taskmeta/internal/netns"
 )
 
 // commandTime bounds a command that asks others to do something.
@@ -34,16 +35,31 @@ func (f *flags) attacher(daemon *docker.Client, log *slog.Logger) (*attach.Attac
 	if err != nil {
 		return nil, err
 	}
+	host, err := netns.Own()
+	if err != nil {
+		return nil, err
+	}
 	return attach.New(attach.Config{
-		Docker:     daemon,
-		Netns:      ns,
-		DB:         f.db,
-		PluginPath: filepath.SplitList(f.cniPath),
-		Network:    f.network,
-		NetDir:     f.netDir,
-		Bridge:     bridge,
-		Logger:     log,
+		Docker:      daemon,
+		Netns:       ns,
+		Host:        host,
+		PluginNetns: f.pluginNetns(),
+		DB:          f.db,
+		PluginPath:  filepath.SplitList(f.cniPath),
+		Network:     f.network,
+		NetDir:      f.netDir,
+		Bridge:      bridge,
+		Logger:      log,
 	})
+}
+
+// pluginNetns is what the plugins are told of --netns: nothing where it names what they find
+// themselves.
+func (f *flags) pluginNetns() string {
+	if f.netns == netns.PinPath(f.db) {
+		return ""
+	}
+	return f.netns
 }
 
 func attachCommand() *cobra.Command {
@@ -94,6 +110,8 @@ The container may have ended; one that is removed is named by its full ID.`,
 				switch {
 				case err != nil:
 					return err
+				case freed != nil && len(freed.Addrs) == 0:
+					fmt.Fprintf(cmd.OutOrStdout(), "%s was not attached; what was left of an attempt is removed\n", args[0])
 				case freed == nil:
 					fmt.Fprintf(cmd.OutOrStdout(), "nothing to do: %s is not attached; `ecs-resolver bindings` lists what is\n", args[0])
 				default:

@@ -20,6 +20,7 @@ import (
 	"taskmeta/internal/attach"
 	"taskmeta/internal/bindingdb"
 	"taskmeta/internal/ecs"
+	"taskmeta/internal/netns"
 )
 
 // namesTime is how long the Docker daemon may take to name containers: they are only for
@@ -97,7 +98,8 @@ func collectCommand(f *flags, asJSON *bool) *cobra.Command {
 		Use:   "gc",
 		Short: "Free the addresses of tasks whose network namespace is gone",
 		Long: `Gc detaches, by the plugins' DEL, every task whose network namespace is gone,
-of whatever CNI network it was. What is in use stays.`,
+of whatever CNI network it was, and removes the veths that an ADD has left which
+was cut short. What is in use stays.`,
 		Example: "  ecs-resolver bindings gc",
 		Args:    usage(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -107,10 +109,14 @@ of whatever CNI network it was. What is in use stays.`,
 					return errors.Join(err, writeJSON(cmd.OutOrStdout(), freed))
 				}
 				for _, b := range freed {
+					if len(b.Addrs) == 0 {
+						fmt.Fprintf(cmd.OutOrStdout(), "removed what was left of %s\n", b.Attachment)
+						continue
+					}
 					fmt.Fprintf(cmd.OutOrStdout(), "freed %s of %s\n", addrs(b), b.Attachment)
 				}
 				if err == nil && len(freed) == 0 {
-					fmt.Fprintln(cmd.OutOrStdout(), "nothing to free: every binding has its network namespace")
+					fmt.Fprintln(cmd.OutOrStdout(), "nothing to free: every binding has its network namespace, and every veth its binding")
 				}
 				return err
 			})
@@ -161,7 +167,11 @@ func repair(ctx context.Context, w io.Writer, f *flags) error {
 	if err != nil {
 		return err
 	}
-	found, lost, err := attach.Survey(ns)
+	host, err := netns.Own() // where an earlier mode has put ports
+	if err != nil {
+		return err
+	}
+	found, lost, err := attach.Survey(ns, host)
 	if err != nil {
 		return err
 	}

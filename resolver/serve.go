@@ -95,7 +95,14 @@ func serve(ctx context.Context, s settings) error {
 		return err
 	}
 	defer r.sockets.close()
-	if err := keepOnly(capabilities(s)); err != nil {
+	foreign, err := isForeign(r.dockerHost)
+	if err != nil {
+		return err
+	}
+	if foreign {
+		r.log.Warn("the Docker daemon's socket is another user's: CAP_DAC_OVERRIDE is kept to open it", "host", r.dockerHost)
+	}
+	if err := keepOnly(capabilities(s, foreign)); err != nil {
 		return err
 	}
 	for _, l := range r.sockets.api {
@@ -107,15 +114,16 @@ func serve(ctx context.Context, s settings) error {
 // parts are what a resolver consists of. Without a bridge there is no keeper, and without
 // --auto-attach no attacher.
 type parts struct {
-	log      *slog.Logger
-	bindings *bindingdb.Reader
-	index    *docker.Index
-	requests *admin.Requests
-	api      *metadata.Server
-	sockets  *sockets
-	netns    string // of the endpoint, "host" for the host's
-	keeper   *endpoint.Keeper
-	attacher *attach.Attacher
+	log        *slog.Logger
+	bindings   *bindingdb.Reader
+	index      *docker.Index
+	dockerHost string // where the daemon is
+	requests   *admin.Requests
+	api        *metadata.Server
+	sockets    *sockets
+	netns      string // of the endpoint, "host" for the host's
+	keeper     *endpoint.Keeper
+	attacher   *attach.Attacher
 }
 
 // open makes the parts, the sockets and what stands on the host last. It is all that needs
@@ -136,8 +144,14 @@ func (s settings) open() (_ *parts, err error) {
 	if err != nil {
 		return nil, err
 	}
+	r.dockerHost = client.Host()
 	r.index = docker.New(docker.Config{Client: client, Addresses: addressesOf, Counters: func(pid int) (map[string]ecs.Counters, error) { return link.AllCounters(netns.Path(pid)) }, CanChangeHostNetwork: guard.CanChangeHostNetwork, Logger: r.log})
+	conns, err := maxConns()
+	if err != nil {
+		return nil, err
+	}
 	r.api = metadata.New(metadata.Config{
+		MaxAllConns:      conns,
 		BindingOf:        r.bindings.Binding,
 		TaskOf:           r.index.Task,
 		Stats:            r.index.Stats,
@@ -242,9 +256,9 @@ func (r *parts) run(ctx context.Context) error {
 			return serveOn(server, l)
 		})
 	}
-	serving(operators, r.sockets.admin)
+	serving(operators, steadyListener{r.sockets.admin, ctx, r.log})
 	for _, l := range r.sockets.api {
-		serving(tasks, metadata.Listener(l))
+		serving(tasks, metadata.Listener(steadyListener{l, ctx, r.log}))
 	}
 	g.Go(func() error {
 		defer answered()

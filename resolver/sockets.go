@@ -9,13 +9,17 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
 	"golang.org/x/sys/unix"
 
+	"taskmeta/internal/backoff"
+	"taskmeta/internal/metadata"
 	"taskmeta/internal/netns"
 )
 
@@ -164,6 +168,54 @@ func (s *sockets) close() {
 			_ = l.Close()
 		}
 	}
+}
+
+// A steadyListener goes on after an Accept that has failed for a reason that passes: no
+// descriptor or memory was free, or the connection that was to be accepted has failed. The
+// clients wait meanwhile.
+type steadyListener struct {
+	net.Listener
+	ctx context.Context // of serving: Accept gives up at its end
+	log *slog.Logger
+}
+
+func (l steadyListener) Accept() (net.Conn, error) {
+	pauses := backoff.Backoff{Max: time.Second}
+	for warned := false; ; warned = true {
+		c, err := l.Listener.Accept()
+		if err == nil || !passes(err) {
+			return c, err
+		}
+		if !warned {
+			l.log.Warn("a connection cannot be accepted; trying again", "addr", l.Addr().String(), "err", err)
+		}
+		select {
+		case <-time.After(pauses.Next()):
+		case <-l.ctx.Done():
+			return nil, net.ErrClosed
+		}
+	}
+}
+
+// passes reports whether accept(2) may succeed later: the errors that it says to treat so, and
+// those for want of something.
+func passes(err error) bool {
+	errno, ok := errors.AsType[syscall.Errno](err)
+	return ok && slices.Contains([]syscall.Errno{
+		syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EPERM, syscall.ECONNABORTED, syscall.EPROTO,
+		syscall.ENETDOWN, syscall.ENOPROTOOPT, syscall.EHOSTDOWN, syscall.ENONET, syscall.EHOSTUNREACH, syscall.ENETUNREACH,
+	}, errno)
+}
+
+// maxConns is how many connections of tasks may be open together: half of the descriptors
+// that the process may have. The rest is for Docker, the bindings, the witness and netlink,
+// without which no connection could be answered.
+func maxConns() (int, error) {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return 0, fmt.Errorf("reading the limit of open files: %w", err)
+	}
+	return int(min(limit.Cur/2, metadata.DefaultMaxAllConns)), nil
 }
 
 // serveOn serves until the listener is closed.

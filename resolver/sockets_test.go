@@ -1,9 +1,11 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -211,5 +213,65 @@ func TestListeners(t *testing.T) {
 		if all, err := listeners(ns); err != nil || slices.Contains(all, addr) {
 			t.Errorf("%s is still among %v (%v)", addr, all, err)
 		}
+	}
+}
+
+// failingListener fails with each of its errors before it accepts.
+type failingListener struct {
+	net.Listener
+	errs []error
+}
+
+func (l *failingListener) Accept() (net.Conn, error) {
+	if len(l.errs) > 0 {
+		err := l.errs[0]
+		l.errs = l.errs[1:]
+		return nil, &net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", err)}
+	}
+	return l.Listener.Accept()
+}
+
+// An Accept that fails for a while does not end serving. One that fails for good does, and so
+// does the end of the listener, also in a pause.
+func TestServingGoesOnWhenAcceptFails(t *testing.T) {
+	t.Parallel()
+	listen := func(errs ...error) (*failingListener, string) {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		return &failingListener{l, errs}, l.Addr().String()
+	}
+	start := func(ctx context.Context, l net.Listener) chan error {
+		server := &http.Server{Handler: http.NotFoundHandler()}
+		t.Cleanup(func() { server.Close() })
+		done := make(chan error, 1)
+		go func() { done <- serveOn(server, steadyListener{l, ctx, slog.New(slog.DiscardHandler)}) }()
+		return done
+	}
+
+	l, at := listen(syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.EPERM, syscall.EPROTO)
+	done := start(t.Context(), l)
+	resp, err := http.Get("http://" + at)
+	if err != nil || resp.StatusCode != http.StatusNotFound {
+		t.Errorf("after Accept has failed: %v, %v", resp, err)
+	}
+	l.Close()
+	if err := <-done; err != nil {
+		t.Errorf("at its end: %v", err)
+	}
+
+	l, _ = listen(syscall.EINVAL)
+	if err := <-start(t.Context(), l); !errors.Is(err, syscall.EINVAL) {
+		t.Errorf("one that does not listen: %v, want %v", err, syscall.EINVAL)
+	}
+
+	ctx, cancel := context.WithCancel(t.Context())
+	l, _ = listen(slices.Repeat([]error{syscall.EMFILE}, 1000)...)
+	done = start(ctx, l)
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("ended in a pause: %v", err)
 	}
 }

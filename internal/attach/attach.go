@@ -7,20 +7,18 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
+	"strconv"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
-	"github.com/containernetworking/cni/pkg/invoke"
-	"github.com/containernetworking/cni/pkg/version"
+	"github.com/containernetworking/cni/pkg/utils"
 
 	"taskmeta/internal/bindingdb"
+	"taskmeta/internal/cniedge"
 	"taskmeta/internal/docker"
 	"taskmeta/internal/ecs"
-	"taskmeta/internal/link"
 	"taskmeta/internal/netns"
 )
 
@@ -42,8 +40,13 @@ type Config struct {
 	// the network.
 	Network, NetDir, Bridge string
 	Logger                  *slog.Logger
-	// Netns is the network namespace that the bridge stands in.
-	Netns *netns.NS
+	// Netns is the network namespace that the bridge stands in. Host is the host's own, in
+	// which host ends of tasks may stand too: those of an earlier mode. They may be one; nil
+	// is the same as Netns.
+	Netns, Host *netns.NS
+	// PluginNetns is what the plugins are told of where the bridge stands, beyond what their
+	// configuration says: "host", a path, or "" for nothing.
+	PluginNetns string
 }
 
 // An Attacher attaches containers and detaches them. It may be used by many goroutines,
@@ -51,8 +54,10 @@ type Config struct {
 type Attacher struct {
 	Config
 	network  *libcni.NetworkConfigList
+	bridges  []string // those that the network's attachments are on
 	cni      *libcni.CNIConfig
 	bindings *bindingdb.Reader
+	progress progress
 }
 
 // New reads the network's configuration. The daemon and the bindings file need not be
@@ -66,13 +71,11 @@ func New(c Config) (*Attacher, error) {
 	if err != nil {
 		return nil, err
 	}
-	cache := filepath.Join(filepath.Dir(c.DB), "cni")
-	// libcni would make the same when it is first used, without a lock.
-	exec := &invoke.DefaultExec{RawExec: &invoke.RawExec{Stderr: os.Stderr}, PluginDecoder: version.PluginDecoder{}}
 	return &Attacher{
 		Config:   c,
 		network:  network,
-		cni:      libcni.NewCNIConfigWithCacheDir(c.PluginPath, cache, exec),
+		bridges:  bridgesOf(network, c.Bridge),
+		cni:      libcni.NewCNIConfigWithCacheDir(c.PluginPath, c.cache(), &programs{stderr: os.Stderr}),
 		bindings: bindings,
 	}, nil
 }
@@ -100,83 +103,129 @@ func (a *Attacher) Attach(ctx context.Context, name string) (Attached, error) {
 		return Attached{}, err
 	}
 	defer free()
-	return a.add(ctx, owner)
+	if err := a.restoreMissing(ctx); err != nil {
+		return Attached{}, err
+	}
+	done, err := a.add(ctx, owner)
+	if err == nil && done.Already && a.check(ctx, owner) != nil {
+		return a.renew(ctx, owner)
+	}
+	return done, err
 }
 
-// Detach undoes Attach. It also takes the ID of a container that is gone. It returns what
-// was detached, or nil if there was nothing.
+// Detach undoes Attach. It also takes the ID of a container that is gone, and without the
+// daemon a full ID. It returns what was detached, or nil if there was nothing: without
+// addresses that is what an ADD has left that was cut short.
 func (a *Attacher) Detach(ctx context.Context, name string) (*ecs.Binding, error) {
 	owner, err := a.owner(ctx, name)
 	id := owner.ID
 	switch {
-	case errors.Is(err, docker.ErrNoContainer):
+	case errors.Is(err, docker.ErrNoContainer), errors.Is(err, ecs.ErrDockerUnavailable) && isFullID(name):
 		id = name
 	case err != nil && !errors.Is(err, ErrNotRunning) && !errors.Is(err, ErrHostNetwork):
 		return nil, err
+	}
+	if err := utils.ValidateContainerID(id); err != nil {
+		return nil, nil // it can't have been attached
 	}
 	free, err := a.lock(ctx, exclusive)
 	if err != nil {
 		return nil, err
 	}
 	defer free()
-	return a.remove(ctx, id)
+	left, err := a.remains(a.key(id))
+	if err != nil {
+		return nil, err
+	}
+	return a.remove(ctx, a.key(id), left)
 }
 
-// add attaches a container that owns its namespace. What is left of an earlier life of the
-// container, or of an attempt that was cut short, is removed first.
+// add attaches a container that owns its namespace, unless it is whole already. What is left
+// of an earlier life of the container, or of an ADD that was cut short, is removed first.
 func (a *Attacher) add(ctx context.Context, c docker.Container) (Attached, error) {
-	key := a.key(c.ID)
-	bound, err := a.binding(key)
+	left, err := a.remains(a.key(c.ID))
 	if err != nil {
 		return Attached{}, err
 	}
-	has, err := addresses(netns.Path(c.Pid))
-	if err != nil {
+	whole, err := a.whole(c, left)
+	switch {
+	case err != nil:
+		return Attached{}, err
+	case whole:
+		return Attached{c, left.bound, true}, nil
+	case left.none():
+		return a.anew(ctx, c)
+	}
+	return a.renew(ctx, c)
+}
+
+// renew attaches a container after a DEL.
+func (a *Attacher) renew(ctx context.Context, c docker.Container) (Attached, error) {
+	if err := a.del(ctx, a.key(c.ID), netns.Path(c.Pid), always); err != nil {
 		return Attached{}, err
 	}
-	if bound != nil && slices.ContainsFunc(has, bound.Has) {
-		return Attached{c, bound, true}, nil
-	}
-	if bound != nil || len(has) > 0 {
-		if err := a.del(ctx, key, netns.Path(c.Pid)); err != nil {
-			return Attached{}, err
-		}
-	}
+	return a.anew(ctx, c)
+}
+
+// anew attaches a container of which there is nothing. An ADD that fails is followed by a
+// DEL: the plugin that failed has undone its own part, those before it in the chain have not.
+func (a *Attacher) anew(ctx context.Context, c docker.Container) (Attached, error) {
+	key, path := a.key(c.ID), netns.Path(c.Pid)
 	list, err := a.configure(a.network, c.Labels)
 	if err != nil {
 		return Attached{}, err
 	}
+	if err := a.setMark(key); err != nil {
+		return Attached{}, err
+	}
 	verb, cancel := inFull(ctx)
 	defer cancel()
-	if _, err := a.cni.AddNetworkList(verb, list, runtimeConf(key, netns.Path(c.Pid))); err != nil {
-		return Attached{}, fmt.Errorf("attaching %s: %w", c.Name, err)
+	if _, err := a.cni.AddNetworkList(verb, list, runtimeConf(key, path)); err != nil {
+		return Attached{}, errors.Join(fmt.Errorf("attaching %s: %w", c.Name, err), a.del(ctx, key, path, always))
 	}
-	if bound, err = a.binding(key); err == nil && bound == nil {
+	bound, err := a.binding(key)
+	if err == nil && bound == nil {
 		err = fmt.Errorf("attaching %s: network %s recorded no address in %s: expected a plugin whose ipam is ecs-ipam", c.Name, a.network.Name, a.DB)
+	}
+	if err == nil {
+		err = a.clearMark(key)
 	}
 	return Attached{Container: c, Binding: bound}, err
 }
 
-// remove detaches the container of that full ID, if it is attached.
-func (a *Attacher) remove(ctx context.Context, id string) (*ecs.Binding, error) {
-	bound, err := a.binding(a.key(id))
-	if err != nil || bound == nil {
-		return nil, err
-	}
-	return bound, a.del(ctx, bound.Attachment, "")
-}
-
-// del runs the plugins' DEL. The network of an attachment that somebody else made is not
-// known; the built-in one has the same plugins.
-func (a *Attacher) del(ctx context.Context, key ecs.Attachment, netns string) error {
-	list := a.network
-	if key.Network != list.Name {
-		var err error
-		if list, err = builtin(key.Network, a.Bridge); err != nil {
-			return err
+// remove takes away what there is of an attachment, and returns it. The plugins are asked
+// even if that is nothing: of what they did, not all shows.
+func (a *Attacher) remove(ctx context.Context, key ecs.Attachment, left remains) (*ecs.Binding, error) {
+	path := ""
+	if left.bound != nil {
+		if id, err := netns.Identify(left.bound.Netns); err == nil && id.Ino == left.bound.NetnsID {
+			path = left.bound.Netns // it lives
 		}
 	}
-	list, err := a.configure(list, nil)
+	err := a.del(ctx, key, path, always)
+	switch {
+	case left.none():
+		return nil, err
+	case left.bound == nil:
+		return &ecs.Binding{Attachment: key}, err
+	}
+	return left.bound, err
+}
+
+// always is the condition of a DEL that has none.
+const always time.Duration = 0
+
+// del runs the plugins' DEL. With a time since boot other than [always],
+// they leave alone what was made at that time or later.
+func (a *Attacher) del(ctx context.Context, key ecs.Attachment, netns string, before time.Duration) error {
+	list, err := a.configuration(key)
+	if err != nil {
+		return err
+	}
+	list, err = a.configure(list, nil)
+	if err == nil && before != always {
+		list, err = inject(list, map[string]any{cniedge.KeyBefore: strconv.FormatInt(int64(before), 10)})
+	}
 	if err != nil {
 		return err
 	}
@@ -185,7 +234,7 @@ func (a *Attacher) del(ctx context.Context, key ecs.Attachment, netns string) er
 	if err := a.cni.DelNetworkList(verb, list, runtimeConf(key, netns)); err != nil {
 		return fmt.Errorf("detaching %s: %w", key, err)
 	}
-	return nil
+	return a.clearMark(key)
 }
 
 // inFull lets a verb of the plugins end, though ctx may: what is left half done has to be
@@ -210,19 +259,6 @@ func (a *Attacher) binding(key ecs.Attachment) (*ecs.Binding, error) {
 		}
 	}
 	return nil, nil
-}
-
-// addresses are those of our interface in a network namespace, none if it has no such
-// interface.
-func addresses(netns string) ([]netip.Addr, error) {
-	all, err := link.Addresses(netns)
-	var ours []netip.Addr
-	for _, addr := range all {
-		if addr.IfName == IfName {
-			ours = append(ours, addr.Addr())
-		}
-	}
-	return ours, err
 }
 
 func runtimeConf(key ecs.Attachment, netns string) *libcni.RuntimeConf {

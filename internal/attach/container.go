@@ -2,6 +2,7 @@ package attach
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -48,4 +49,10 @@ func (a *Attacher) owner(ctx context.Context, name string) (docker.Container, er
 		}
 		name = c.Joins
 	}
+}
+
+// isFullID reports whether a name is the full ID of a container.
+func isFullID(name string) bool {
+	_, err := hex.DecodeString(name)
+	return err == nil && len(name) == 64
 }

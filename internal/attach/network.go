@@ -1,6 +1,7 @@
 package attach
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/containernetworking/cni/libcni"
+
+	"taskmeta/internal/ecs"
 )
 
 // BuiltinNetwork is the name of the network that needs no configuration file.
@@ -62,8 +65,55 @@ func (c Config) configure(list *libcni.NetworkConfigList, labels map[string]stri
 			written.IPAM["db-path"] = c.DB
 			more["ipam"] = written.IPAM
 		}
+		if c.PluginNetns != "" && plugin.Network.Type == "ecs-bridge" {
+			more["netns"] = c.PluginNetns
+		}
 		var err error
 		if full.Plugins[i], err = libcni.InjectConf(plugin, more); err != nil {
+			return nil, fmt.Errorf("network %q: plugin %s: %w", list.Name, plugin.Network.Type, err)
+		}
+	}
+	return &full, nil
+}
+
+// configuration is the one by which an attachment was made, as far as libcni keeps it: the
+// flags or the file may say something else by now. The network of an attachment that somebody
+// else made is not known; the built-in one has the same plugins.
+func (a *Attacher) configuration(key ecs.Attachment) (*libcni.NetworkConfigList, error) {
+	if key.Network != a.network.Name {
+		return builtin(key.Network, a.Bridge)
+	}
+	text, _, err := a.cni.GetNetworkListCachedConfig(a.network, runtimeConf(key, ""))
+	if err == nil && len(text) > 0 {
+		if list, err := libcni.NetworkConfFromBytes(text); err == nil && list.Name == a.network.Name {
+			return list, nil
+		}
+	}
+	return a.network, nil
+}
+
+// bridgesOf are the bridges that a network's attachments are on, and the resolver's.
+func bridgesOf(list *libcni.NetworkConfigList, resolver string) []string {
+	bridges := []string{cmp.Or(resolver, defaultBridge)}
+	for _, plugin := range list.Plugins {
+		var written struct{ Bridge string }
+		if plugin.Network.Type == "ecs-bridge" && json.Unmarshal(plugin.Bytes, &written) == nil {
+			bridges = append(bridges, cmp.Or(written.Bridge, defaultBridge))
+		}
+	}
+	return bridges
+}
+
+// defaultBridge is ecs-bridge's.
+const defaultBridge = "ecs-bridge"
+
+// inject adds keys to the configuration of each plugin.
+func inject(list *libcni.NetworkConfigList, keys map[string]any) (*libcni.NetworkConfigList, error) {
+	full := *list
+	full.Plugins = slices.Clone(list.Plugins)
+	for i, plugin := range full.Plugins {
+		var err error
+		if full.Plugins[i], err = libcni.InjectConf(plugin, keys); err != nil {
 			return nil, fmt.Errorf("network %q: plugin %s: %w", list.Name, plugin.Network.Type, err)
 		}
 	}

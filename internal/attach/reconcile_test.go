@@ -98,15 +98,15 @@ func TestABindingThatIsLeftIsFreed(t *testing.T) {
 // A detach that fails is tried again, whether the daemon knows the container or is gone.
 func TestADetachIsTriedAgain(t *testing.T) {
 	t.Parallel()
-	r := &reconciler{jobs: make(map[string]*job), recheck: func(string) { t.Error("inspected anew") }}
+	r := newReconciler(nil, func(string) { t.Error("inspected anew") })
 	j, ended := &job{}, docker.Container{ID: "c1"}
 	for failures := range 3 {
-		if r.over(t.Context(), "c1", j, job{told: &ended}, true) || j.told != &ended {
+		if r.over(t.Context(), "c1", j, work{told: &ended}, true) || j.told != &ended {
 			t.Fatalf("after %d failures it is over: %+v", failures+1, j)
 		}
 		*j = job{}
 	}
-	if !r.over(t.Context(), "c1", j, job{told: &ended}, false) {
+	if !r.over(t.Context(), "c1", j, work{told: &ended}, false) {
 		t.Error("it is not over, though it succeeded")
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"taskmeta/internal/bootclock"
 	"taskmeta/internal/ecs"
 	"taskmeta/internal/guard"
@@ -17,21 +19,33 @@ import (
 // Survey returns the bindings that the host's veths and the network namespaces bear out:
 // attachment, addresses, namespace and time. What a runtime said of the task is not in
 // them. Where a port is guarded, its addresses are those that the guard lets out, since a
-// task may have given itself others. The veths are those of the namespace, which the bridge
-// stands in. Lost are the veths whose addresses were not found.
-func Survey(ns *netns.NS) (found []ecs.Binding, lost []link.Veth, err error) {
+// task may have given itself others. The veths are those of the places, in one of which the
+// bridge stands. Lost are the veths whose addresses were not found.
+func Survey(places ...*netns.NS) (found []ecs.Binding, lost []link.Veth, err error) {
+	for i, ns := range places {
+		if slices.ContainsFunc(places[:i], func(before *netns.NS) bool { return before.ID() == ns.ID() }) {
+			continue
+		}
+		if err := surveyPlace(ns, places, &found, &lost); err != nil {
+			return nil, nil, err
+		}
+	}
+	return found, lost, nil
+}
+
+func surveyPlace(ns *netns.NS, places []*netns.NS, found *[]ecs.Binding, lost *[]link.Veth) error {
 	host, err := link.Open(ns)
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
 	defer host.Close()
 	veths, err := host.Veths()
-	if err != nil {
-		return nil, nil, err
+	if err != nil || len(veths) == 0 {
+		return err
 	}
-	ends, err := taskEnds(host)
+	ends, err := taskEnds(host, places)
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
 	now, clock := time.Now().UTC(), bootclock.Now()
 	for _, v := range veths {
@@ -41,18 +55,18 @@ func Survey(ns *netns.NS) (found []ecs.Binding, lost []link.Veth, err error) {
 		}
 		guarded, err := guard.Addrs(host.Conn, v.Name)
 		if err != nil {
-			return nil, nil, err
+			return err
 		}
 		if len(guarded) > 0 {
 			b.Addrs = only(guarded, b.Addrs)
 		}
 		if len(b.Addrs) == 0 {
-			lost = append(lost, v)
+			*lost = append(*lost, v)
 			continue
 		}
-		found = append(found, b)
+		*found = append(*found, b)
 	}
-	return found, lost, nil
+	return nil
 }
 
 // only returns addrs, each with the length of its subnet where that is in has.
@@ -78,20 +92,20 @@ type end struct {
 // of reports whether it is the other end of v. An index is unique in one namespace only.
 func (e end) of(v link.Veth) bool { return e.Other == v.Index && e.Netns == v.TaskNetns }
 
-// taskEnds finds the ends of veth pairs in all network namespaces but the host's.
-func taskEnds(host *link.Host) ([]end, error) {
+// taskEnds finds the ends of veth pairs in all network namespaces but the places.
+func taskEnds(host *link.Host, places []*netns.NS) ([]end, error) {
 	all, err := netns.List()
 	if err != nil {
 		return nil, err
 	}
 	var ends []end
 	for _, ns := range all {
-		if ns.ID == host.NS.ID() {
+		if slices.ContainsFunc(places, func(place *netns.NS) bool { return place.ID() == ns.ID }) {
 			continue
 		}
 		peers, err := host.Peers(ns.Path)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // it ended meanwhile
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EINVAL) {
+			continue // it ended meanwhile, and what it was mounted on may be there still
 		}
 		if err != nil {
 			return nil, err

@@ -37,6 +37,27 @@ const forever time.Duration = math.MaxInt64
 //
 // bbolt locks the bindings file as well, but polls every 50 ms.
 func lock(ctx context.Context, path string, how int, wait time.Duration) (*os.File, error) {
+	until := time.Now().Add(min(wait, math.MaxInt64/2))
+	for {
+		f, err := lockOnce(ctx, path, how, time.Until(until))
+		if err != nil || isAt(f, path) {
+			return f, err
+		}
+		f.Close() // it was removed while we waited, and others lock the new one
+	}
+}
+
+// isAt reports whether the path names the open file.
+func isAt(f *os.File, path string) bool {
+	at, err := os.Stat(path)
+	if err != nil {
+		return false
+	}
+	is, err := f.Stat()
+	return err == nil && os.SameFile(at, is)
+}
+
+func lockOnce(ctx context.Context, path string, how int, wait time.Duration) (*os.File, error) {
 	f, err := openLock(path, how)
 	if err != nil {
 		return nil, err

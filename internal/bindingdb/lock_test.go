@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -46,6 +47,43 @@ func TestBusy(t *testing.T) {
 	held.Close()
 	if err := <-opened; err != nil {
 		t.Errorf("after the lock was given back: %v", err)
+	}
+}
+
+// Who waits for a lock whose file is removed meanwhile has not got that which others take.
+func TestALockThatIsRemoved(t *testing.T) {
+	t.Parallel()
+	path := lockPath(newPath(t))
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	held, err := Lock(t.Context(), path, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	waited := make(chan *os.File, 1)
+	go func() {
+		f, err := Lock(context.Background(), path, true)
+		if err != nil {
+			t.Error(err)
+		}
+		waited <- f
+	}()
+	waitFor(t, func() bool { return waiters(t, path) > 0 })
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	other, err := Lock(t.Context(), path, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	held.Close()
+	waitFor(t, func() bool { return waiters(t, path) > 0 })
+	other.Close()
+	f := <-waited
+	defer f.Close()
+	if !isAt(f, path) {
+		t.Error("it has the lock of a file that is gone")
 	}
 }
 

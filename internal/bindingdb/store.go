@@ -13,9 +13,11 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"math"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -343,7 +345,16 @@ func (s *Store) Acquire(b ecs.Binding, wants ...Want) (ecs.Binding, error) {
 // of the addresses named that it recorded for nobody. It is no error if there is nothing
 // to free.
 func (s *Store) Release(a ecs.Attachment, owner string, named ...netip.Addr) error {
+	return s.ReleaseBefore(math.MaxInt64, a, owner, named...)
+}
+
+// ReleaseBefore is Release, unless what the attachment holds was recorded at that time since
+// boot or later: then it frees nothing. The key of an attachment may be in use again.
+func (s *Store) ReleaseBefore(before time.Duration, a ecs.Attachment, owner string, named ...netip.Addr) error {
 	return s.update(func(v view) error {
+		if b, err := v.held(a); err == nil && b.Since >= before {
+			return errNothing
+		}
 		result := errNothing
 		for _, addr := range named {
 			switch freed, err := v.freeAWS(addr); {
@@ -368,6 +379,34 @@ func (s *Store) Release(a ecs.Attachment, owner string, named ...netip.Addr) err
 		}
 		return result
 	})
+}
+
+// Adopt records bindings that exist on the host and not in the file, with the addresses that
+// they have, and returns those that it recorded. Left out is one whose attachment has a
+// binding, or of whose addresses another has one.
+func (s *Store) Adopt(bindings []ecs.Binding) (adopted []ecs.Binding, err error) {
+	err = s.update(func(v view) error {
+		adopted = nil
+		for _, b := range bindings {
+			_, err := v.held(b.Attachment)
+			if err != nil && !errors.Is(err, ecs.ErrNoBinding) {
+				return err
+			}
+			if err == nil || slices.ContainsFunc(b.Addrs, func(p netip.Prefix) bool { return v.taken(p.Addr()) }) {
+				continue
+			}
+			b.BootID = string(v.meta.Get(keyBoot))
+			if err := v.grant(b); err != nil {
+				return err
+			}
+			adopted = append(adopted, b)
+		}
+		if len(adopted) == 0 {
+			return errNothing
+		}
+		return nil
+	})
+	return adopted, err
 }
 
 // Lookup returns the binding of an attachment, or [ecs.ErrNoBinding].

@@ -7,8 +7,10 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"taskmeta/internal/bootclock"
 	"taskmeta/internal/ecs"
@@ -233,5 +235,56 @@ func BenchmarkAcquireRelease(b *testing.B) {
 				release(b, path, attachment(2000))
 			}
 		})
+	}
+}
+
+// What is freed by a time stays if it was recorded later: the attachment's key is in use again.
+func TestReleaseBefore(t *testing.T) {
+	t.Parallel()
+	path := newPath(t)
+	mustAcquire(t, path, attachment(1), Want{Pool: mustPool(t, "10.0.0.0/24")})
+	if err := with(t, path, func(s *Store) error {
+		b, err := s.Lookup(attachment(1))
+		for _, before := range []time.Duration{b.Since - 1, b.Since} {
+			err = errors.Join(err, s.ReleaseBefore(before, attachment(1), ""))
+			if _, e := s.Lookup(attachment(1)); e != nil {
+				t.Errorf("it was made at %v and is freed before %v", b.Since, before)
+			}
+		}
+		err = errors.Join(err, s.ReleaseBefore(b.Since+1, attachment(1), ""))
+		if _, e := s.Lookup(attachment(1)); !errors.Is(e, ecs.ErrNoBinding) {
+			t.Errorf("after its time: %v", e)
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What is adopted has its addresses, unless its attachment or another has a binding by now.
+func TestAdopt(t *testing.T) {
+	t.Parallel()
+	path := newPath(t)
+	held := mustAcquire(t, path, attachment(1), Want{Pool: mustPool(t, "10.0.0.0/24")})
+	other := []netip.Prefix{netip.MustParsePrefix("10.0.0.9/24")}
+	if err := with(t, path, func(s *Store) error {
+		adopted, err := s.Adopt([]ecs.Binding{
+			{Attachment: attachment(1), Addrs: other},
+			{Attachment: attachment(2), Addrs: held.Addrs},
+			{Attachment: attachment(3), Addrs: other},
+			{Attachment: attachment(4), Addrs: other},
+		})
+		if len(adopted) != 1 || adopted[0].Attachment != attachment(3) {
+			t.Errorf("adopted %+v; want the third", adopted)
+		}
+		if b, err := s.Lookup(attachment(3)); err != nil || !slices.Equal(b.Addrs, other) || b.BootID != thisBoot {
+			t.Errorf("the third is %+v, %v", b, err)
+		}
+		if b, err := s.Lookup(attachment(1)); err != nil || !slices.Equal(b.Addrs, held.Addrs) {
+			t.Errorf("the first is %+v, %v", b, err)
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
 	}
 }

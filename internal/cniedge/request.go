@@ -3,6 +3,7 @@ package cniedge
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"os"
 	"slices"
 	"strconv"
@@ -121,6 +122,28 @@ func (r *Request) readConfig(n need) error {
 		return BadKey("name", name, "a network's name: "+nameExpected)
 	}
 	return nil
+}
+
+// KeyBefore is the key at the top of a configuration by which a DEL is told to leave alone
+// what was made at that time or later: nanoseconds since boot, in a string. Whoever frees
+// what it takes for left over can't know of an ADD of the same attachment a moment ago.
+const KeyBefore = "taskmeta.before"
+
+// Before returns the time of [KeyBefore]; the end of time if there is none.
+func (r *Request) Before() (time.Duration, error) {
+	value, ok := r.Keys[KeyBefore]
+	if !ok {
+		return math.MaxInt64, nil
+	}
+	var text string
+	n, err := int64(0), json.Unmarshal(value, &text)
+	if err == nil {
+		n, err = strconv.ParseInt(text, 10, 64)
+	}
+	if err != nil {
+		return 0, BadKey(KeyBefore, value, `nanoseconds since boot, such as "1000000000"`)
+	}
+	return time.Duration(n), nil
 }
 
 // envStart hands the start of the runtime's plugin on, in nanoseconds since boot. A GC that

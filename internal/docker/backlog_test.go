@@ -87,8 +87,8 @@ func TestOneContainerThatCannotBeInspected(t *testing.T) {
 				}
 				return bad
 			})
-			f.Put(events.ActionDie, fakedocker.Stopped(pause, 1))
-			f.Put(events.ActionDie, fakedocker.Stopped(other, 1))
+			f.Put(events.ActionUpdate, fakedocker.Stopped(pause, 1)) // of an end the event would tell
+			f.Put(events.ActionUpdate, fakedocker.Stopped(other, 1))
 			awaitTask(t, x, bindingOf(other.ID), "the other task", func(task *ecs.Task) bool { return task.Known == ecs.StatusStopped })
 			if mustTask(t, x, b) != task {
 				t.Error("the task has changed")

@@ -6,12 +6,13 @@ package docker
 import (
 	"context"
 	"log/slog"
-	"math/rand/v2"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"taskmeta/internal/backoff"
 	"taskmeta/internal/ecs"
 	"taskmeta/internal/weakmap"
 )
@@ -38,13 +39,17 @@ type times struct {
 	probe    time.Duration // between two questions whether the daemon still answers
 	resync   time.Duration // between two comparisons with the daemon's list
 	addrs    time.Duration // for which a namespace's addresses are taken as known
+	unread   time.Duration // for which it is taken as known that they cannot be read
 	search   time.Duration // between two searches for the same unknown task
 
-	retryMin, retryMax time.Duration // between attempts to reach a daemon that is gone
+	// The longest pauses before jitter: between attempts to reach a daemon that is gone, and
+	// between connections that break. The latter cost an inspection of everything.
+	reach, broken time.Duration
 
-	sample time.Duration // for a container's statistics
-	fresh  time.Duration // for which a sample answers questions
-	idle   time.Duration // for which statistics flow on without a question
+	sample  time.Duration // for a container's statistics
+	fresh   time.Duration // for which a sample answers questions
+	silence time.Duration // after which a stream of statistics is opened anew; Docker samples once a second
+	idle    time.Duration // for which statistics flow on without a question
 }
 
 var defaultTimes = times{
@@ -53,20 +58,19 @@ var defaultTimes = times{
 	probe:    3 * time.Second,
 	resync:   5 * time.Minute,
 	addrs:    5 * time.Second,
+	unread:   500 * time.Millisecond,
 	search:   time.Second,
-	retryMin: 100 * time.Millisecond,
-	retryMax: 3 * time.Second,
+	reach:    3 * time.Second,
+	broken:   3 * time.Second,
 	sample:   2500 * time.Millisecond,
 	fresh:    2 * time.Second,
+	silence:  5 * time.Second,
 	idle:     time.Minute,
 }
 
-// How many containers are inspected at once. The daemon may hold up the answers about some
-// for as long as times.call; so there are more for what is urgent than usually start at once.
-const (
-	urgentInspectors = 32
-	otherInspectors  = 8
-)
+// reachSocket is times.reach for a unix socket, to which an attempt takes microseconds:
+// containers that a daemon starts with itself wait for their attachment until it is reached.
+const reachSocket = 200 * time.Millisecond
 
 // An Index knows the daemon's containers. It may be used by many goroutines at once, and
 // answers while [Index.Run] runs.
@@ -83,6 +87,11 @@ type Index struct {
 	tried     chan struct{}
 	triedOnce sync.Once
 
+	// doubt has a token when a call could not reach the daemon.
+	doubt chan struct{}
+	// leaveLastWords ends keepLastWords. Run alone uses it.
+	leaveLastWords func()
+
 	events, resyncs atomic.Uint64
 
 	views   *weakmap.Map[ecs.Binding, view]
@@ -95,6 +104,7 @@ type Index struct {
 	since     time.Time // of the present state, connected or not
 	contact   time.Time // when the daemon answered last
 	err       error     // why the daemon is gone
+	warned    time.Time // when that was logged
 }
 
 // New makes an index of the client's daemon. Nothing is asked of it before Run.
@@ -102,9 +112,13 @@ func New(cfg Config) *Index {
 	now := time.Now()
 	x := &Index{
 		cfg: cfg, daemon: cfg.Client, times: defaultTimes,
-		tried: make(chan struct{}), since: now, contact: now,
+		tried: make(chan struct{}), doubt: make(chan struct{}, 1), leaveLastWords: func() {},
+		since: now, contact: now,
 		catalogue: newCatalogue(),
 		views:     weakmap.New[ecs.Binding](newView),
+	}
+	if strings.HasPrefix(x.daemon.Host(), "unix://") {
+		x.times.reach = reachSocket
 	}
 	x.backlog.init(&x.mu)
 	x.lost.Store(&now)
@@ -116,22 +130,27 @@ func New(cfg Config) *Index {
 func (x *Index) Run(ctx context.Context) error {
 	x.streams.open(ctx)
 	defer x.streams.end()
-	retry := x.times.retryMin
+	defer func() { x.leaveLastWords() }()
+	gone, breaks := backoff.Backoff{Max: x.times.reach}, backoff.Backoff{Max: x.times.broken}
 	for {
 		began := time.Now()
-		err := x.follow(ctx)
+		followed, err := x.follow(ctx)
 		if ctx.Err() != nil {
-			return x.daemon.cli.Close()
+			return x.daemon.cli.Load().Close()
 		}
 		x.disconnected(err)
-		if time.Since(began) > x.times.retryMax {
-			retry = x.times.retryMin
+		pause := &gone
+		if followed {
+			gone.Reset()
+			pause = &breaks
+			if time.Since(began) > 2*x.times.broken {
+				breaks.Reset()
+			}
 		}
 		select {
-		case <-time.After(retry/2 + rand.N(retry)):
+		case <-time.After(pause.Next()):
 		case <-ctx.Done():
 		}
-		retry = min(2*retry, x.times.retryMax)
 	}
 }
 
@@ -144,15 +163,23 @@ func (x *Index) connected() {
 	x.reportAll()
 	x.mu.Unlock()
 	x.triedOnce.Do(func() { close(x.tried) })
-	x.cfg.Logger.Info("the Docker daemon is connected", "host", x.daemon.cli.DaemonHost(), "containers", known)
+	x.cfg.Logger.Info("the Docker daemon is connected", "host", x.daemon.Host(), "containers", known)
 }
+
+// warnAgain is between two lines of the log about one loss of the daemon.
+const warnAgain = 10 * time.Second
 
 // disconnected marks the index as only what was known when the daemon answered last.
 func (x *Index) disconnected(err error) {
 	err = x.daemon.explain(err)
 	x.mu.Lock()
 	first := x.err == nil
+	// Another cause than before is worth a line, if that was some time ago.
+	warn := first || x.err.Error() != err.Error() && time.Since(x.warned) > warnAgain
 	x.err = err
+	if warn {
+		x.warned = time.Now()
+	}
 	x.backlog.drop()
 	contact := x.contact
 	if x.lost.CompareAndSwap(nil, &contact) {
@@ -164,8 +191,8 @@ func (x *Index) disconnected(err error) {
 	x.mu.Unlock()
 	x.gen.Add(1)
 	x.triedOnce.Do(func() { close(x.tried) })
-	if first {
-		x.cfg.Logger.Warn("the Docker daemon is unavailable; what is known of it is served", "host", x.daemon.cli.DaemonHost(), "err", err)
+	if warn {
+		x.cfg.Logger.Warn("the Docker daemon is unavailable; what is known of it is served", "host", x.daemon.Host(), "err", err)
 	}
 }
 
@@ -179,6 +206,10 @@ type State struct {
 	// Containers and Streams are how many there are, Events and Resyncs how many there were.
 	Containers, Streams int
 	Events, Resyncs     uint64
+	// Uninspected are the containers about which the daemon did not answer when it was last
+	// asked, or not as it should, and UninspectedErr is why of one of them.
+	Uninspected    int
+	UninspectedErr error
 }
 
 // State returns the index's state for status pages and metrics.
@@ -186,7 +217,9 @@ func (x *Index) State() State {
 	streams := x.streams.count()
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	failing, example := x.backlog.failing()
 	return State{
+		Uninspected: failing, UninspectedErr: example,
 		Connected: x.lost.Load() == nil, Since: x.since, Err: x.err,
 		Containers: len(x.catalogue.entries), Streams: streams,
 		Events: x.events.Load(), Resyncs: x.resyncs.Load(),

@@ -28,11 +28,13 @@ const arn = "arn:aws:ecs:us-west-2:123456789012:task/default/web"
 func quick() times {
 	q := defaultTimes
 	q.call, q.patience, q.probe = 2*time.Second, 300*time.Millisecond, 100*time.Millisecond
-	q.search, q.addrs = 200*time.Millisecond, 200*time.Millisecond
-	q.retryMin, q.retryMax = 10*time.Millisecond, 50*time.Millisecond
-	q.sample, q.fresh, q.idle = 500*time.Millisecond, 200*time.Millisecond, 300*time.Millisecond
+	q.search, q.addrs, q.unread = 200*time.Millisecond, 200*time.Millisecond, 50*time.Millisecond
+	q.reach, q.broken = 50*time.Millisecond, 50*time.Millisecond
+	q.sample, q.fresh, q.silence, q.idle = 500*time.Millisecond, 200*time.Millisecond, time.Second, 300*time.Millisecond
 	return q
 }
+
+var discard = slog.New(slog.DiscardHandler)
 
 func noAddrs(int) ([]netip.Addr, error) { return nil, nil }
 
@@ -47,7 +49,7 @@ func newIndex(t testing.TB, f *fakedocker.Daemon) *Index {
 	if err != nil {
 		t.Fatal(err)
 	}
-	x := New(Config{Client: daemon, Addresses: noAddrs, Counters: noCounters, CanChangeHostNetwork: contained, Logger: slog.New(slog.DiscardHandler)})
+	x := New(Config{Client: daemon, Addresses: noAddrs, Counters: noCounters, CanChangeHostNetwork: contained, Logger: discard})
 	x.times = quick()
 	return x
 }

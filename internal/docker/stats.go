@@ -18,11 +18,13 @@ import (
 // Stats returns what the daemon says of the containers' use of resources, by ID: its own
 // JSON of a sample that is two seconds old at most and has another before it, with the
 // interfaces of the network namespace as `networks` where the daemon leaves them out. A
-// container that does not run has none.
+// container that does not run, or of which no sample comes in time, has none: one alone
+// never keeps the others from being answered.
 //
-// The first question opens a stream of samples, and waits 2.5 seconds at most for the
-// second one; later ones are answered from memory until nobody has asked for a minute.
-// Errors: [ecs.ErrStatsTimeout], [ecs.ErrDockerUnavailable].
+// The first question opens a stream of samples, and waits 2.5 seconds at most, for all
+// containers together, for the second one of each; later ones are answered from memory until
+// nobody has asked for a minute. A container whose samples are overdue is waited for no more.
+// Errors: [ecs.ErrDockerUnavailable] if there is no sample at all for want of the daemon.
 func (x *Index) Stats(ctx context.Context, ids []string) (map[string]json.RawMessage, error) {
 	for _, id := range ids {
 		if x.running(id) {
@@ -32,18 +34,24 @@ func (x *Index) Stats(ctx context.Context, ids []string) (map[string]json.RawMes
 	limited, cancel := context.WithTimeout(ctx, x.times.sample)
 	defer cancel()
 	stats := make(map[string]json.RawMessage, len(ids))
+	var failed error
 	for _, id := range ids {
 		sample, err := x.sample(limited, id)
 		switch {
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
-		case errors.Is(err, context.DeadlineExceeded):
-			return nil, fmt.Errorf("container %s: %w", id, ecs.ErrStatsTimeout)
-		case err != nil:
-			return nil, fmt.Errorf("statistics of container %s: %w: %w", id, ecs.ErrDockerUnavailable, err)
-		case sample != nil:
+		case err == nil && sample != nil:
 			stats[id] = sample
+		case errors.Is(err, errOverdue):
+			if x.lost.Load() != nil { // a daemon that is gone is not only late
+				failed = fmt.Errorf("statistics of container %s: %w: %w", id, ecs.ErrDockerUnavailable, err)
+			}
+		case err != nil:
+			failed = fmt.Errorf("statistics of container %s: %w: %w", id, ecs.ErrDockerUnavailable, err)
 		}
+	}
+	if len(stats) == 0 && failed != nil {
+		return nil, failed
 	}
 	return stats, nil
 }
@@ -54,8 +62,8 @@ func (x *Index) sample(ctx context.Context, id string) (sample json.RawMessage, 
 		if !x.running(id) {
 			return nil, nil
 		}
-		sample, err = x.streams.get(x, id).wait(ctx, x.times.fresh)
-		if err == nil || ctx.Err() != nil {
+		sample, err = x.streams.get(x, id).wait(ctx, x.times)
+		if err == nil || errors.Is(err, errOverdue) {
 			break
 		}
 	}
@@ -121,7 +129,7 @@ func (ss *streams) get(x *Index, id string) *stream {
 	defer ss.mu.Unlock()
 	s := ss.of[id]
 	if s == nil {
-		s = &stream{id: id, changed: make(chan struct{})}
+		s = &stream{id: id, since: time.Now(), changed: make(chan struct{})}
 		if ss.life == nil {
 			s.end(errNotRunning)
 			return s
@@ -134,7 +142,7 @@ func (ss *streams) get(x *Index, id string) *stream {
 		})
 		ss.of[id] = s
 		ss.all.Go(func() {
-			err := x.read(ctx, s)
+			err := x.readOn(ctx, s)
 			cancel()
 			s.idle.Stop()
 			ss.remove(s)
@@ -170,11 +178,16 @@ func (ss *streams) drop(s *stream) {
 	}
 }
 
-var errNotRunning = errors.New("the index is not kept current any more")
+var (
+	errNotRunning = errors.New("the index is not kept current any more")
+	// errOverdue: the daemon sends no sample, or none in time.
+	errOverdue = errors.New("no sample has come in time")
+)
 
 // A stream holds the last sample of one container.
 type stream struct {
 	id    string
+	since time.Time // when it was opened
 	asked time.Time // when it was last asked for; under the lock of the streams
 	idle  *time.Timer
 
@@ -203,9 +216,11 @@ func (s *stream) end(err error) {
 	close(s.changed)
 }
 
-// wait returns a fresh sample as soon as there is one, or nil if the container has
-// stopped.
-func (s *stream) wait(ctx context.Context, fresh time.Duration) (json.RawMessage, error) {
+// wait returns a fresh sample as soon as there is one, or nil if the container has stopped.
+// A sample is overdue when it has not come in the time that the first one may take since the
+// stream was opened, or since the last one was fresh. Whoever asks then waits no more, or
+// each question about a task would take as long as its worst container lets it.
+func (s *stream) wait(ctx context.Context, t times) (json.RawMessage, error) {
 	for {
 		s.mu.Lock()
 		sample, at, ended, err, changed := s.sample, s.at, s.ended, s.err, s.changed
@@ -213,22 +228,60 @@ func (s *stream) wait(ctx context.Context, fresh time.Duration) (json.RawMessage
 		switch {
 		case ended:
 			return nil, err
-		case sample != nil && time.Since(at) <= fresh:
+		case sample != nil && time.Since(at) <= t.fresh:
 			return sample, nil
+		}
+		due := s.since.Add(t.sample)
+		if sample != nil {
+			due = at.Add(t.fresh + t.sample)
+		}
+		if time.Until(due) <= 0 {
+			return nil, errOverdue
 		}
 		select {
 		case <-changed:
+		case <-time.After(time.Until(due)):
+			return nil, errOverdue
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, fmt.Errorf("%w: %w", errOverdue, ctx.Err())
 		}
 	}
 }
 
-// read reads samples into s until the container stops, or the daemon, or ctx.
+// readOn reads samples into s until the container stops, or the daemon, or ctx. A stream on
+// which nothing comes any more is opened anew: a daemon or a proxy may have lost it.
+func (x *Index) readOn(ctx context.Context, s *stream) error {
+	for {
+		err := x.read(ctx, s)
+		if ctx.Err() != nil || !errors.Is(err, errOverdue) {
+			return err
+		}
+		x.cfg.Logger.Debug("a stream of statistics is silent: opening it anew", "container", s.id)
+	}
+}
+
+// read reads one stream of samples. It gives up with [errOverdue] when none has come for
+// some seconds, which bounds the wait for the header of the answer too.
 func (x *Index) read(ctx context.Context, s *stream) error {
-	reply, err := x.daemon.cli.ContainerStats(ctx, s.id, true)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	silence := time.AfterFunc(x.times.silence, func() { cancel(errOverdue) })
+	defer silence.Stop()
+	err := x.readSamples(ctx, s, func() { silence.Reset(x.times.silence) })
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	return err
+}
+
+// readSamples calls heard for each sample.
+func (x *Index) readSamples(ctx context.Context, s *stream, heard func()) error {
+	reply, err := x.daemon.cli.Load().ContainerStats(ctx, s.id, true)
 	if errdefs.IsNotFound(err) {
 		return nil
+	}
+	if errdefs.IsInvalidArgument(err) { // of another version of the API; the next try has it right
+		return errors.Join(err, x.renew(ctx))
 	}
 	if err != nil {
 		return err
@@ -240,6 +293,7 @@ func (x *Index) read(ctx context.Context, s *stream) error {
 		if err := samples.Decode(&raw); err != nil {
 			return err
 		}
+		heard()
 		var sample struct {
 			Read     time.Time       `json:"read"`
 			PreRead  time.Time       `json:"preread"`

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -28,6 +30,19 @@ const now, before = "2026-01-01T00:00:01.000000001Z", "2026-01-01T00:00:00.00000
 func statsOf(t testing.TB, containers ...*container.InspectResponse) (*fakedocker.Daemon, *Index) {
 	t.Helper()
 	f, x := indexOf(t, containers...)
+	mustTask(t, x, bindingOf(containers[0].ID))
+	return f, x
+}
+
+// statsWith is statsOf with times of the test's own.
+func statsWith(t testing.TB, change func(*times), containers ...*container.InspectResponse) (*fakedocker.Daemon, *Index) {
+	t.Helper()
+	f := fakedocker.T(t)
+	f.Keep(containers...)
+	f.Serve(t)
+	x := newIndex(t, f)
+	change(&x.times)
+	run(t, x)
 	mustTask(t, x, bindingOf(containers[0].ID))
 	return f, x
 }
@@ -114,6 +129,104 @@ func TestAStreamIsSharedAndEnds(t *testing.T) {
 	}
 }
 
+// errNone is an answer without an error and without statistics.
+var errNone = errors.New("no statistics, and no error")
+
+// Containers without a sample have no statistics, whatever keeps it back. The others are
+// answered, with one time-out for all, and later at once.
+func TestContainersWithoutASampleHoldUpNobody(t *testing.T) {
+	t.Parallel()
+	hang := func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
+	tests := map[string]func(w http.ResponseWriter, r *http.Request){
+		"no header": hang,
+		"no sample": func(w http.ResponseWriter, r *http.Request) {
+			w.(http.Flusher).Flush()
+			hang(w, r)
+		},
+		"one sample, none to compare with": func(w http.ResponseWriter, r *http.Request) {
+			fmt.Fprintln(w, sample(now, never, ""))
+			w.(http.Flusher).Flush()
+			hang(w, r)
+		},
+		"an error": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) },
+		"garbage":  func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html>") },
+	}
+	for name, fail := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pause := fakedocker.Container(0, "", arn)
+			all := []*container.InspectResponse{pause}
+			for n := range 4 {
+				all = append(all, fakedocker.Container(n+1, pause.ID, arn))
+			}
+			f, x := statsWith(t, func(q *times) { q.sample, q.idle = 2*time.Second, time.Minute }, all...)
+			var asked []string
+			for _, c := range all {
+				asked = append(asked, c.ID)
+			}
+			bad := asked[:4] // the good one is the last to be asked for
+			f.Replace(func(kind string, w http.ResponseWriter, r *http.Request) bool {
+				fails := kind == "stats" && !strings.Contains(r.URL.Path, asked[4])
+				if fails {
+					fail(w, r)
+				}
+				return fails
+			})
+			for _, atMost := range []time.Duration{2 * x.times.sample, x.times.sample / 2} {
+				start := time.Now()
+				stats, err := x.Stats(t.Context(), asked)
+				if took := time.Since(start); took > atMost {
+					t.Errorf("it took %v, want %v at most", took, atMost)
+				}
+				if err != nil || len(stats) != 1 || stats[asked[4]] == nil {
+					t.Errorf("Stats: %s, %v, want those of one container", stats, err)
+				}
+			}
+			if _, err := x.Stats(t.Context(), bad[:1]); err != nil && !errors.Is(err, ecs.ErrDockerUnavailable) {
+				t.Errorf("one alone: %v", err)
+			}
+		})
+	}
+}
+
+// A stream that has gone silent is opened anew while it is asked for: what a daemon or a
+// proxy has lost comes on another.
+func TestASilentStreamIsOpenedAnew(t *testing.T) {
+	t.Parallel()
+	for _, when := range []string{"before its header", "after a sample"} {
+		t.Run(when, func(t *testing.T) {
+			t.Parallel()
+			pause := fakedocker.Container(0, "", arn)
+			f, x := statsWith(t, func(q *times) { q.idle = time.Minute }, pause)
+			f.Replace(func(kind string, w http.ResponseWriter, r *http.Request) bool {
+				if kind != "stats" || f.Count("stats") > 1 {
+					return false
+				}
+				if when == "after a sample" {
+					fmt.Fprintln(w, sample(now, before, ""))
+					w.(http.Flusher).Flush()
+				}
+				<-r.Context().Done()
+				return true
+			})
+			ask := func() error {
+				stats, err := x.Stats(t.Context(), []string{pause.ID})
+				if err == nil && stats[pause.ID] == nil {
+					err = errNone
+				}
+				return err
+			}
+			await(t, "a silent stream", func() error {
+				if err := ask(); !errors.Is(err, errNone) {
+					return fmt.Errorf("Stats: %v, want %v", err, errNone)
+				}
+				return nil
+			})
+			await(t, "another stream", ask)
+		})
+	}
+}
+
 func TestSamplesThatStopComing(t *testing.T) {
 	t.Parallel()
 	pause := fakedocker.Container(0, "", arn)
@@ -125,7 +238,7 @@ func TestSamplesThatStopComing(t *testing.T) {
 			t.Errorf("a question took %v", took)
 		}
 		if err == nil && stats[pause.ID] == nil {
-			err = errors.New("no statistics, and no error")
+			err = errNone
 		}
 		return err
 	}
@@ -143,8 +256,8 @@ func TestSamplesThatStopComing(t *testing.T) {
 	}
 	close(stall)
 	await(t, "the last sample to be too old", func() error {
-		if err := ask(); !errors.Is(err, ecs.ErrStatsTimeout) {
-			return fmt.Errorf("Stats: %v, want %v", err, ecs.ErrStatsTimeout)
+		if err := ask(); !errors.Is(err, errNone) {
+			return fmt.Errorf("Stats: %v, want %v", err, errNone)
 		}
 		return nil
 	})

@@ -66,7 +66,7 @@ func (x *Index) Task(ctx context.Context, b *ecs.Binding) (*ecs.Task, time.Durat
 			return nil, 0, ecs.ErrDockerUnavailable
 		}
 		if searched {
-			return nil, 0, ecs.ErrTaskNotReady
+			return nil, 0, x.unknown(b)
 		}
 		searched = true
 		if err := x.searchOnce(ctx, v, b); err != nil {
@@ -74,6 +74,23 @@ func (x *Index) Task(ctx context.Context, b *ecs.Binding) (*ecs.Task, time.Durat
 		}
 	}
 }
+
+// unknown says why nothing is known of the task of a binding, though the daemon was searched.
+func (x *Index) unknown(b *ecs.Binding) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	members := x.catalogue.family(b).members
+	if len(members) == 0 {
+		return ecs.ErrTaskNotReady
+	}
+	err := errUninspected
+	if f := x.backlog.failed[members[0].id]; f != nil {
+		err = f.err
+	}
+	return fmt.Errorf("%w: %w", ecs.ErrDockerUnavailable, err)
+}
+
+var errUninspected = errors.New("it lists containers of the task and has described none of them yet")
 
 // Known returns the task of a binding as far as it is known, nil if it is not. Nobody is
 // asked, and nobody waited for: it is for those who look at all tasks.
@@ -176,8 +193,11 @@ func (x *Index) readAddrs(v *view, pid int) bool {
 		addrs, err := x.cfg.Addresses(pid)
 		if err == nil {
 			v.addrs = addrs
-		} else if v.addrsErr == nil {
-			x.cfg.Logger.Warn("the addresses of a task cannot be read", "pid", pid, "err", err)
+		} else {
+			v.addrsAt = time.Now().Add(x.times.unread - x.times.addrs)
+			if v.addrsErr == nil {
+				x.cfg.Logger.Warn("the addresses of a task cannot be read", "pid", pid, "err", err)
+			}
 		}
 		v.addrsErr = err
 	}

@@ -17,7 +17,7 @@ type Watcher struct {
 	// Listed says that all containers were compared with the daemon's list. Those that
 	// changed are told of when they have been inspected.
 	Listed func()
-	// Lost says that nothing is told until the daemon is back, and why.
+	// Lost says that of no start is told until the daemon is back, and why.
 	Lost func(error)
 }
 
@@ -48,26 +48,27 @@ func (x *Index) Recheck(id string) {
 	x.backlog.add(id, urgent).report = true
 }
 
-// learn takes down what an inspection says, and tells the watcher.
-func (x *Index) learn(id string, ins *inspection, e *entry, err error) {
-	before := x.catalogue.entries[id]
+// learn takes down what an attempt of an inspection says, and tells the watcher.
+func (x *Index) learn(id string, ins *inspection, attempt int, e *entry, err error) {
 	gone := errors.Is(err, ErrNoContainer)
-	switch {
-	case gone:
-		x.catalogue.remove(id)
+	if gone {
 		err = nil
-	case err == nil:
-		x.replace(e)
 	}
-	if err == nil {
-		x.report(id, ins, before)
+	if err == nil && x.backlog.counts(id, ins, attempt, !gone && e.pid != 0) {
+		before := x.catalogue.entries[id]
+		if gone {
+			x.catalogue.remove(id)
+		} else {
+			x.replace(e)
+		}
+		x.report(id, before, x.backlog.reported(id, ins))
 	}
-	x.backlog.finish(id, ins, err)
+	x.backlog.finish(id, ins, attempt, err)
 }
 
 // report tells the watcher of a container that has started or ended by what was known
-// before, or that it is to be told of.
-func (x *Index) report(id string, ins *inspection, before *entry) {
+// before, or in any case.
+func (x *Index) report(id string, before *entry, always bool) {
 	now, pid := Container{ID: id}, 0
 	if e := x.catalogue.entries[id]; e != nil {
 		now = e.summary()
@@ -75,7 +76,7 @@ func (x *Index) report(id string, ins *inspection, before *entry) {
 	if before != nil {
 		pid = before.pid
 	}
-	if x.watcher != nil && (ins.report || now.Pid != pid) {
+	if x.watcher != nil && (always || now.Pid != pid) {
 		x.watcher.Changed(now)
 	}
 }

@@ -2,7 +2,6 @@ package docker
 
 import (
 	"fmt"
-	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -236,33 +235,5 @@ func TestAWatcherIsNotToldOfOtherChanges(t *testing.T) {
 	})
 	if pids := r.pids(web.ID); pids != nil {
 		t.Errorf("told %v", pids)
-	}
-}
-
-// Where the client says why it cannot connect, that is what is told.
-func TestTheCauseOfAFailedConnection(t *testing.T) {
-	t.Parallel()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	go func() {
-		for c, err := l.Accept(); err == nil; c, err = l.Accept() {
-			_ = c.Close()
-		}
-	}()
-	tests := map[string]struct{ host, says string }{
-		"no socket":          {"unix://" + t.TempDir() + "/none", "nothing answers at"},
-		"no daemon, a proxy": {"tcp://" + l.Addr().String(), "error during connect"},
-	}
-	for name, test := range tests {
-		c, err := NewClient(test.host)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := c.Version(t.Context()); err == nil || !strings.Contains(err.Error(), test.says) {
-			t.Errorf("%s: %v, want %q", name, err, test.says)
-		}
 	}
 }

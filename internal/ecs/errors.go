@@ -18,12 +18,12 @@ var (
 	// ErrNewerSchema: the bindings file was written by a later version.
 	ErrNewerSchema = errors.New("the bindings file was written by a newer version")
 
+	// ErrNotTheTasks: a connection that comes from a task's address is not the task's.
+	ErrNotTheTasks = errors.New("not the task's connection")
 	// ErrDockerUnavailable: the daemon cannot be asked, and nothing known answers instead.
 	ErrDockerUnavailable = errors.New("the Docker daemon is unavailable")
 	// ErrTaskNotReady: no container of the task has been seen yet.
 	ErrTaskNotReady = errors.New("no container of the task is known yet")
 	// ErrNoContainer: the task has no container of that ID or name.
 	ErrNoContainer = errors.New("no such container in the task")
-	// ErrStatsTimeout: no full sample of a container's statistics came in time.
-	ErrStatsTimeout = errors.New("no statistics came in time")
 )

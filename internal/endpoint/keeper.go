@@ -5,9 +5,11 @@
 package endpoint
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -19,7 +21,7 @@ import (
 	"taskmeta/internal/guard"
 	"taskmeta/internal/link"
 	"taskmeta/internal/netns"
-	"taskmeta/internal/port"
+	"taskmeta/internal/rtnl"
 )
 
 // bridgeMTU is what the plugin gives a bridge by default, in bytes.
@@ -50,17 +52,18 @@ type Config struct {
 type Keeper struct {
 	cfg Config
 
-	sockets []net.Listener              // bound to the bridge, each time that it is made
-	bridge  int                         // index of the bridge that they are bound to, 0 before the first
-	subnets []netip.Prefix              // that the host's table was made for
-	specs   map[*ecs.Binding]*port.Spec // nil for a binding that is not to be kept
-	rules   guard.Rules                 // that were found to be right
-	failing map[ecs.Attachment]*failure // ports that could not be made whole
-	strays  []*netns.NS                 // that were pinned in the place of Netns
-	pinLost bool                        // and could not be made again
-	tasks   int                         // how many tasks' ends were looked at, in turn
-	soon    bool                        // something was held by others: look again
-	index   atomic.Int64                // of the bridge, for the watch
+	sockets  []net.Listener              // bound to the bridge, each time that it is made
+	bridge   int                         // index of the bridge that they are bound to, 0 before the first
+	addrs    []rtnl.Addr                 // of the host, that its table was made for
+	gateways map[netip.Prefix]bool       // of the ports, at the last look
+	kept     map[*ecs.Binding]*kept      // nil for a binding whose port is not to be kept
+	rules    guard.Rules                 // that were found to be right
+	failing  map[ecs.Attachment]*failure // ports that could not be made whole
+	strays   []*netns.NS                 // that were pinned in the place of Netns
+	pinLost  bool                        // and could not be made again
+	tasks    int                         // how many tasks' ends were looked at, in turn
+	soon     bool                        // something was held by others: look again
+	index    atomic.Int64                // of the bridge, for the watch
 
 	mu    sync.Mutex // for what follows
 	err   error      // why the endpoint does not stand
@@ -86,7 +89,7 @@ type Broken struct {
 
 // New returns a keeper that has not done anything yet.
 func New(cfg Config) *Keeper {
-	return &Keeper{cfg: cfg, specs: make(map[*ecs.Binding]*port.Spec), failing: make(map[ecs.Attachment]*failure)}
+	return &Keeper{cfg: cfg, kept: make(map[*ecs.Binding]*kept), failing: make(map[ecs.Attachment]*failure)}
 }
 
 // Err is why the endpoint does not stand, or nil. A resolver without a bridge has no
@@ -187,12 +190,12 @@ func (k *Keeper) restore(ctx context.Context, ends bool) error {
 	places := k.openPlaces()
 	defer places.close()
 	bindings, readErr := k.cfg.Bindings() // the bindings' own check says so
-	specs := k.specsOf(bindings, append([]*link.Host{host}, places.hosts()...))
-	readdressed, err := ensureGateways(host, bridge, specs)
+	ports := k.keptOf(bindings, append([]*link.Host{host}, places.hosts()...))
+	readdressed, err := k.ensureGateways(host, bridge, ports)
 	if err != nil {
 		return err
 	}
-	subnets, changed, err := k.table(bridge, host)
+	undone, err := k.table(bridge, host)
 	if err != nil {
 		return err
 	}
@@ -201,44 +204,41 @@ func (k *Keeper) restore(ctx context.Context, ends bool) error {
 	if err != nil {
 		return err
 	}
-	mended, moved, err := k.mendPorts(ctx, host, bridge, specs, places, ends)
+	mended, moved, links, err := k.mendPorts(ctx, host, bridge, ports, places, ends)
 	if err != nil {
 		return err
 	}
-	flushed := changed && slices.Equal(subnets, k.subnets) // else a new network asked for another table
-	k.subnets = subnets
-	if !first && (flushed || remade || pinned || readdressed) {
+	if !first && (undone || remade || pinned || readdressed) {
 		k.cfg.Logger.Warn("the endpoint was made whole again", "bridge", bridge.Name,
-			"bridge_made_again", remade, "table_made_again", flushed, "addresses_made_again", readdressed, "pin_made_again", pinned)
+			"bridge_made_again", remade, "table_made_again", undone, "addresses_made_again", readdressed, "pin_made_again", pinned)
 	}
 	if moved > 0 {
 		k.cfg.Logger.Info("ports were moved to the endpoint's network namespace", "bridge", bridge.Name, "ports", moved)
 	}
-	k.clear(places, specs)
-	ports, err := host.Ports(bridge)
-	if err != nil {
-		return err
-	}
+	k.clear(places, ports)
+	on := readPorts(host, links, ports)
 	var held Held
 	if readErr == nil {
 		if bindings, err := k.cfg.Bindings(); err == nil { // read after the ports
 			held = HeldBy(bindings)
 		}
 	}
-	k.found(UnknownPorts(host, ports, held), !first && (flushed || remade || pinned || readdressed || mended > 0))
-	k.cfg.CloseEnded(without(host, ports))
+	k.found(UnknownPorts(host, on, held), !first && (undone || remade || pinned || readdressed || mended > 0))
+	k.cfg.CloseEnded(without(host, on))
 	return nil
 }
 
 // ensureGateways gives the bridge the gateways of all ports, and reports whether one was
-// missing that was there before.
-func ensureGateways(host *link.Host, bridge link.Bridge, specs []*port.Spec) (added bool, err error) {
+// missing that was there before: that of a new network may be there before its ADD gives it.
+func (k *Keeper) ensureGateways(host *link.Host, bridge link.Bridge, ports []*kept) (again bool, err error) {
 	want := make(map[netip.Prefix]bool)
-	for _, s := range specs {
-		for _, gateway := range s.Grant.Gateways {
+	for _, p := range ports {
+		for _, gateway := range p.Grant.Gateways {
 			want[gateway] = true
 		}
 	}
+	known := k.gateways
+	k.gateways = maps.Clone(want)
 	if len(want) == 0 {
 		return false, nil
 	}
@@ -251,29 +251,45 @@ func ensureGateways(host *link.Host, bridge link.Bridge, specs []*port.Spec) (ad
 	}
 	for gateway := range want {
 		if err := host.EnsureAddr(bridge, gateway); err != nil {
-			return added, err
+			return again, err
 		}
-		added = true
+		again = again || known[gateway]
 	}
-	return added, nil
+	return again, nil
 }
 
 // table keeps the bridge apart from the host's other interfaces, by routes and by the host's
-// table, and returns the subnets of the bridge.
-func (k *Keeper) table(bridge link.Bridge, host *link.Host) (subnets []netip.Prefix, changed bool, err error) {
-	table := guard.Host{Bridge: bridge.Name, Mode: k.cfg.Guard}
-	subnets, err = table.Subnets(host.Conn)
-	if err != nil || !k.onHost() {
-		return subnets, false, err
+// table, and reports whether somebody has undone that. New addresses, be it another
+// interface's, ask for other rules: that is no repair.
+func (k *Keeper) table(bridge link.Bridge, host *link.Host) (undone bool, err error) {
+	if !k.onHost() {
+		return false, nil
+	}
+	before, err := addrsOf(host)
+	if err != nil {
+		return false, err
 	}
 	routed, err := host.EnsurePrivate(bridge, k.cfg.Guard != guard.Strict)
 	if err != nil {
-		return nil, false, err
+		return false, err
 	}
-	after, changed, err := table.Ensure(host.Conn)
-	// An address that came meanwhile is one of the next time.
-	known := k.cfg.Guard == guard.Off || slices.Equal(subnets, after)
-	return subnets, (changed || routed) && known, err
+	_, changed, err := guard.Host{Bridge: bridge.Name, Mode: k.cfg.Guard}.Ensure(host.Conn)
+	if err != nil {
+		return false, err
+	}
+	after, err := addrsOf(host) // what came meanwhile is new the next time
+	undone = (changed || routed) && slices.Equal(before, k.addrs) && slices.Equal(before, after)
+	k.addrs = before
+	return undone, err
+}
+
+// addrsOf are the addresses of all interfaces, in an order of their own.
+func addrsOf(host *link.Host) ([]rtnl.Addr, error) {
+	all, err := host.Addrs(0)
+	slices.SortFunc(all, func(a, b rtnl.Addr) int {
+		return cmp.Or(a.Index-b.Index, a.Addr().Compare(b.Addr()), a.Bits()-b.Bits())
+	})
+	return all, err
 }
 
 // bindSockets binds the sockets to a bridge that they are not bound to yet, and reports

@@ -29,33 +29,43 @@ type failure struct {
 	next  time.Time // when it is tried again
 }
 
-// specsOf reads the bindings whose ports are kept here. What was read before is taken as it
+// A kept port is one that is kept whole, with what was found of it.
+type kept struct {
+	*port.Spec
+	name  string      // of the host's end
+	veth  link.Veth   // as it was read; its index is 0 before that
+	guard *guard.Port // of that veth, on the bridge as it was; nil before that
+}
+
+// keptOf reads the bindings whose ports are kept here. What was read before is taken as it
 // was.
-func (k *Keeper) specsOf(bindings []*ecs.Binding, hosts []*link.Host) []*port.Spec {
+func (k *Keeper) keptOf(bindings []*ecs.Binding, hosts []*link.Host) []*kept {
 	if bindings == nil {
 		return nil
 	}
-	all := make(map[*ecs.Binding]*port.Spec, len(bindings))
-	specs := make([]*port.Spec, 0, len(bindings))
+	all := make(map[*ecs.Binding]*kept, len(bindings))
+	ports := make([]*kept, 0, len(bindings))
 	for _, b := range bindings {
-		s, known := k.specs[b]
+		p, known := k.kept[b]
 		if !known && b.Network != "" { // AWS's plugin does not say whose its ports are
-			var err error
-			if s, err = port.Of(b); err != nil {
+			s, err := port.Of(b)
+			switch {
+			case err != nil:
 				k.cfg.Logger.Error("a port is not kept whole: its configuration cannot be read", "container", b.Container, "ifname", b.IfName, "err", err)
-			} else if !s.IsOf(k.cfg.Bridge, k.cfg.Pin) {
-				s = nil
-			} else if b.Conf == nil {
-				s.TakeGateways(subnetsOf(hosts, k.cfg.Bridge))
+			case s.IsOf(k.cfg.Bridge, k.cfg.Pin):
+				if b.Conf == nil {
+					s.TakeGateways(subnetsOf(hosts, k.cfg.Bridge))
+				}
+				p = &kept{Spec: s, name: link.HostName(b.Attachment)}
 			}
 		}
-		all[b] = s
-		if s != nil {
-			specs = append(specs, s)
+		all[b] = p
+		if p != nil {
+			ports = append(ports, p)
 		}
 	}
-	k.specs = all
-	return specs
+	k.kept = all
+	return ports
 }
 
 // subnetsOf are the addresses of the bridges of that name.
@@ -76,56 +86,67 @@ func subnetsOf(hosts []*link.Host, bridge string) (all []netip.Prefix) {
 	return all
 }
 
-// mendPorts makes whole every port that is not. It returns how many it made whole, and how
-// many it moved from another place.
-func (k *Keeper) mendPorts(ctx context.Context, host *link.Host, bridge link.Bridge, specs []*port.Spec, ps places, ends bool) (mended, moved int, err error) {
-	links, err := host.Links()
+// mendPorts makes whole every port that is not. It returns how many it made whole, how many
+// it moved from another place, and the ports that the bridge had before.
+func (k *Keeper) mendPorts(ctx context.Context, host *link.Host, bridge link.Bridge, ports []*kept, ps places, ends bool) (mended, moved int, on []rtnl.Link, err error) {
+	on, err = host.BridgePorts(bridge.Index)
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, nil, err
 	}
 	look, err := k.rules.NewLook(host.Conn, bridge.Index)
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, nil, err
 	}
-	byName := make(map[string]rtnl.Link, len(links))
-	for _, l := range links {
-		byName[l.Name] = l
+	byName := make(map[string]*rtnl.Link, len(on))
+	for i := range on {
+		byName[on[i].Name] = &on[i]
 	}
-	k.rules.Keep(func(name string) bool { _, ok := byName[name]; return ok })
-	there := make(map[ecs.Attachment]bool, len(specs))
+	k.rules.Keep(func(name string) bool { return byName[name] != nil })
 	var names []string
 	var reason error
-	first, last := k.turn(len(specs), ends)
-	for n, s := range specs {
-		there[s.Binding.Attachment] = true
-		l := byName[link.HostName(s.Binding.Attachment)]
-		problem := k.problem(look, host, bridge, s, l)
-		task := problem == nil && (!l.Carrier || n >= first && n < last)
+	first, last := k.turn(len(ports), ends)
+	for n, p := range ports {
+		turn := n >= first && n < last
+		l := byName[p.name]
+		problem := p.problem(look, host, bridge, l, turn)
+		task := problem == nil && (turn || l != nil && !l.Carrier)
 		if task {
-			problem = s.CheckTask()
+			problem = p.CheckTask()
 		}
 		if problem == nil {
-			delete(k.failing, s.Binding.Attachment)
+			delete(k.failing, p.Binding.Attachment)
 			continue
 		}
-		wasMoved, ok := k.mend(ctx, host, bridge, s, ps, task)
+		wasMoved, ok := k.mend(ctx, host, bridge, p.Spec, ps, task)
 		switch {
 		case wasMoved:
 			moved++
 		case ok:
-			names, reason = append(names, s.Binding.Container), problem
+			names, reason = append(names, p.Binding.Container), problem
 		}
+	}
+	k.forget(ports)
+	k.tellBroken()
+	if len(names) > 0 {
+		k.cfg.Logger.Warn("ports were made whole again", "bridge", bridge.Name, "ports", len(names), "containers", names[:min(namedPorts, len(names))], "found", reason)
+	}
+	return len(names), moved, on, nil
+}
+
+// forget drops the failures of ports that are not kept any more.
+func (k *Keeper) forget(ports []*kept) {
+	if len(k.failing) == 0 {
+		return
+	}
+	there := make(map[ecs.Attachment]bool, len(ports))
+	for _, p := range ports {
+		there[p.Binding.Attachment] = true
 	}
 	for a := range k.failing {
 		if !there[a] {
 			delete(k.failing, a)
 		}
 	}
-	k.tellBroken()
-	if len(names) > 0 {
-		k.cfg.Logger.Warn("ports were made whole again", "bridge", bridge.Name, "ports", len(names), "containers", names[:min(namedPorts, len(names))], "found", reason)
-	}
-	return len(names), moved, nil
 }
 
 // turn is the part of so many ports whose tasks' ends are looked at this time.
@@ -141,22 +162,31 @@ func (k *Keeper) turn(ports int, ends bool) (first, last int) {
 	return first, k.tasks
 }
 
-// problem names the first thing of the host's end of a port that is not as it should be.
-func (k *Keeper) problem(look *guard.Look, host *link.Host, bridge link.Bridge, s *port.Spec, l rtnl.Link) error {
-	v, ok := link.VethOf(l)
-	switch {
-	case !ok || v.Attachment != s.Binding.Attachment:
-		return fmt.Errorf("veth %s is missing", link.HostName(s.Binding.Attachment))
-	case v.Bridge != bridge.Index:
-		return fmt.Errorf("veth %s is not a port of %s", v.Name, bridge.Name)
-	case !v.Up:
-		return fmt.Errorf("veth %s is down", v.Name)
+// problem names the first thing of the host's end of a port that is not as it should be. Its
+// link is nil where the bridge has no such port. The veth itself is read when its index is
+// another than before, and when it is its turn.
+func (p *kept) problem(look *guard.Look, host *link.Host, bridge link.Bridge, l *rtnl.Link, turn bool) error {
+	if l == nil || !l.Up {
+		return p.Check(host, bridge)
 	}
-	p := s.Guarded(bridge, v)
-	if err := look.CheckEntries(l, p); err != nil {
+	if l.Index != p.veth.Index || turn {
+		v, ok, err := host.Veth(p.Binding.Attachment)
+		if err != nil || !ok {
+			return p.Check(host, bridge)
+		}
+		if v.Guard != p.veth.Guard {
+			p.guard = nil
+		}
+		p.veth = v
+	}
+	if g := p.guard; g == nil || g.LinkIndex != l.Index || g.BridgeIndex != bridge.Index || !slices.Equal(g.BridgeMAC, bridge.MAC) {
+		now := p.Guarded(bridge, p.veth)
+		p.guard = &now
+	}
+	if err := look.CheckEntries(*l, p.guard); err != nil {
 		return err
 	}
-	return look.CheckRules(host.Conn, p)
+	return look.CheckRules(host.Conn, p.guard)
 }
 
 // mend makes a port whole, unless somebody else is at work on it, and reports whether it

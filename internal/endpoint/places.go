@@ -9,7 +9,6 @@ import (
 	"taskmeta/internal/guard"
 	"taskmeta/internal/link"
 	"taskmeta/internal/netns"
-	"taskmeta/internal/port"
 	"taskmeta/internal/sockdiag"
 )
 
@@ -128,21 +127,27 @@ func (p *place) move(v link.Veth, bridge string, to *netns.NS) error {
 
 // clear takes away what the endpoint left in other places, once no port stands there and no
 // other resolver serves there.
-func (k *Keeper) clear(ps places, specs []*port.Spec) {
+func (k *Keeper) clear(ps places, ports []*kept) {
 	for _, p := range ps {
 		if len(p.veths) > 0 || serves(p.NS) {
 			continue
 		}
-		if err := k.clearPlace(p, specs); err != nil {
+		if err := k.clearPlace(p, ports); err != nil {
 			k.cfg.Logger.Warn("what the endpoint left in another network namespace cannot be removed", "netns", p.NS.Path(), "err", err)
 		}
 	}
 }
 
-func (k *Keeper) clearPlace(p *place, specs []*port.Spec) error {
+func (k *Keeper) clearPlace(p *place, kept []*kept) error {
 	b, err := p.Bridge(k.cfg.Bridge)
 	if err == nil {
-		if err := ClearBridge(p.Host, b, specs); err != nil {
+		gateways := make(map[netip.Prefix]bool)
+		for _, s := range kept {
+			for _, gateway := range s.Grant.Gateways {
+				gateways[gateway] = true
+			}
+		}
+		if err := ClearBridge(p.Host, b, gateways); err != nil {
 			return err
 		}
 	}
@@ -162,29 +167,21 @@ func (k *Keeper) clearPlace(p *place, specs []*port.Spec) error {
 }
 
 // ClearBridge removes a bridge that was made here and has no ports, and from another one its
-// addresses: the endpoint's, and the gateways.
-func ClearBridge(host *link.Host, b link.Bridge, specs []*port.Spec) error {
-	ports, err := host.Ports(b)
+// addresses: the endpoint's, and if it has no ports the gateways.
+func ClearBridge(host *link.Host, b link.Bridge, gateways map[netip.Prefix]bool) error {
+	ports, err := host.BridgePorts(b.Index)
 	if err != nil {
 		return err
 	}
-	if b.Made() && len(ports) == 0 {
+	if b.Made && len(ports) == 0 {
 		return host.DelBridge(b)
-	}
-	ours := map[netip.Prefix]bool{link.Endpoint: true}
-	if len(ports) == 0 {
-		for _, s := range specs {
-			for _, gateway := range s.Grant.Gateways {
-				ours[gateway] = true
-			}
-		}
 	}
 	addrs, err := host.Addrs(b.Index)
 	if err != nil {
 		return err
 	}
 	for _, a := range addrs {
-		if ours[a.Prefix] {
+		if a.Prefix == link.Endpoint || len(ports) == 0 && gateways[a.Prefix] {
 			if err := host.DelAddr(b, a.Prefix); err != nil {
 				return err
 			}

@@ -3,6 +3,7 @@ package endpoint
 import (
 	"taskmeta/internal/ecs"
 	"taskmeta/internal/link"
+	"taskmeta/internal/rtnl"
 )
 
 // Held are the bindings by attachment, nil if they cannot be read.
@@ -53,4 +54,27 @@ func without(host *link.Host, ports []link.Port) func(*ecs.Binding) bool {
 		_, err := host.Link(link.HostName(b.Attachment))
 		return err != nil
 	}
+}
+
+// readPorts says of each port whose it is: those that are kept were read before.
+func readPorts(host *link.Host, on []rtnl.Link, known []*kept) []link.Port {
+	by := make(map[int]*kept, len(known))
+	for _, p := range known {
+		by[p.veth.Index] = p
+	}
+	ports := make([]link.Port, 0, len(on))
+	for _, l := range on {
+		p := link.Port{Name: l.Name, Index: l.Index}
+		if of := by[l.Index]; of != nil && of.name == l.Name {
+			v := of.veth
+			v.Up = l.Up
+			p.Veth = &v
+		} else if full, err := host.LinkAt(l.Index); err != nil {
+			continue // it is gone by now
+		} else if v, ok := link.VethOf(full); ok {
+			p.Veth = &v
+		}
+		ports = append(ports, p)
+	}
+	return ports
 }

@@ -105,7 +105,13 @@ func (k *Keeper) watch(ctx context.Context) (<-chan error, error) {
 		}
 		go follow(rules, "the kernel no longer reports changes of nftables")
 	}
-	if !k.onHost() {
+	if k.onHost() {
+		routes, err := link.WatchPrivate(ctx, k.cfg.Netns, k.cfg.Bridge)
+		if err != nil {
+			return nil, err
+		}
+		go follow(routes, "the kernel no longer reports changes of routes")
+	} else {
 		host, err := watchPorts(ctx, k.cfg.Host)
 		if err != nil {
 			return nil, err

@@ -106,10 +106,8 @@ func checkFlags(l rtnl.Link) error {
 		return fmt.Errorf("%w: it is not a port of a bridge", ErrOpen)
 	}
 	for _, f := range portFlags {
-		for _, a := range l.Port {
-			if int(a.Attr.Type) == f.attribute && a.Value[0] != f.value {
-				return fmt.Errorf("%w: %s is %d, not %d", ErrOpen, f.name, a.Value[0], f.value)
-			}
+		if is, known := l.Port.Get(f.attribute); known && is != f.value {
+			return fmt.Errorf("%w: %s is %d, not %d", ErrOpen, f.name, is, f.value)
 		}
 	}
 	return nil

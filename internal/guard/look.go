@@ -17,7 +17,7 @@ import (
 // A Look is what the kernel has of the guard of all ports of a bridge, read at once: to look
 // ports up one by one takes a hundred times as long for a thousand of them.
 type Look struct {
-	entries    map[string]rtnl.Neighbour     // of the bridge's forwarding table, by MAC address
+	entries    map[[6]byte]rtnl.Neighbour    // of the bridge's forwarding table, by MAC address
 	neighbours map[netip.Addr]rtnl.Neighbour // of the bridge
 	rules      *Rules
 }
@@ -34,7 +34,7 @@ type Rules struct {
 // verified are rules that were compared.
 type verified struct {
 	handles []uint64
-	of      string // the port that they are right for
+	of      *Port // that they are right for
 }
 
 // NewLook reads the guard of the bridge of that index.
@@ -48,15 +48,15 @@ func (r *Rules) NewLook(c *rtnl.Conn, bridge int) (*Look, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Look{entries: make(map[string]rtnl.Neighbour, len(entries)), neighbours: make(map[netip.Addr]rtnl.Neighbour, len(neighbours)), rules: r}
+	l := &Look{entries: make(map[[6]byte]rtnl.Neighbour, len(entries)), neighbours: make(map[netip.Addr]rtnl.Neighbour, len(neighbours)), rules: r}
 	for _, n := range neighbours {
 		if n.Index == bridge {
 			l.neighbours[n.Addr] = n
 		}
 	}
 	for _, e := range entries {
-		if e.Master == bridge && e.Index != bridge {
-			l.entries[string(e.MAC)] = e
+		if e.Master == bridge && e.Index != bridge && len(e.MAC) == 6 {
+			l.entries[[6]byte(e.MAC)] = e
 		}
 	}
 	return l, r.read(c)
@@ -128,15 +128,14 @@ func generation(nf *rtnl.Conn) (uint32, error) {
 }
 
 // CheckRules reports whether the port's chain is what it should be; an [ErrOpen] says that
-// it is not.
-func (l *Look) CheckRules(c *rtnl.Conn, p Port) error {
+// it is not. What was right for a port is remembered by its pointer.
+func (l *Look) CheckRules(c *rtnl.Conn, p *Port) error {
 	if p.Mode == Off {
 		return nil
 	}
 	r := l.rules
 	handles := r.handles[p.Link]
-	is := fmt.Sprint(p.Mode, p.LinkIndex, p.MAC, p.BridgeMAC, p.Addrs, p.Gateways)
-	if was, ok := r.right[p.Link]; ok && was.of == is && slices.Equal(was.handles, handles) {
+	if was, ok := r.right[p.Link]; ok && was.of == p && slices.Equal(was.handles, handles) {
 		return nil
 	}
 	delete(r.right, p.Link)
@@ -149,7 +148,7 @@ func (l *Look) CheckRules(c *rtnl.Conn, p Port) error {
 	if r.right == nil {
 		r.right = make(map[string]verified)
 	}
-	r.right[p.Link] = verified{slices.Clone(handles), is}
+	r.right[p.Link] = verified{slices.Clone(handles), p}
 	return nil
 }
 
@@ -165,14 +164,14 @@ func (r *Rules) Keep(there func(link string) bool) {
 // CheckEntries reports whether the settings of the bridge port, which its link has, its
 // forwarding entry and its neighbours are what they should be; an [ErrOpen] says that they
 // are not.
-func (l *Look) CheckEntries(link rtnl.Link, p Port) error {
+func (l *Look) CheckEntries(link rtnl.Link, p *Port) error {
 	if p.Mode == Off {
 		return nil
 	}
 	if err := checkFlags(link); err != nil {
 		return fmt.Errorf("bridge port %s: %w", p.Link, err)
 	}
-	if err := p.checkEntry(l.entries[string(p.MAC)]); err != nil {
+	if err := p.checkEntry(l.entries[[6]byte(p.MAC)]); err != nil {
 		return err
 	}
 	for _, own := range p.Addrs {

@@ -24,7 +24,7 @@ func looks(t *testing.T, ns *testnet.Namespace, p guard.Port) func() error {
 			if err != nil {
 				return err
 			}
-			found = errors.Join(look.CheckEntries(l, p), look.CheckRules(c, p))
+			found = errors.Join(look.CheckEntries(l, &p), look.CheckRules(c, &p))
 			return nil
 		})
 		return found
@@ -85,17 +85,17 @@ func TestALookAtAnotherPort(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if err := look.CheckRules(c, p); err != nil {
+		if err := look.CheckRules(c, &p); err != nil {
 			t.Error(err)
 		}
 		other := p
 		other.Mode = guard.Source
-		if err := look.CheckRules(c, other); !errors.Is(err, guard.ErrOpen) {
+		if err := look.CheckRules(c, &other); !errors.Is(err, guard.ErrOpen) {
 			t.Errorf("of another mode: %v", err)
 		}
 		off := p
 		off.Mode, off.Link = guard.Off, "none"
-		return errors.Join(look.CheckRules(c, off), look.CheckEntries(rtnl.Link{}, off))
+		return errors.Join(look.CheckRules(c, &off), look.CheckEntries(rtnl.Link{}, &off))
 	})
 }
 

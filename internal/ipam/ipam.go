@@ -127,11 +127,15 @@ func del(ctx context.Context, r *cniedge.Request) error {
 	if err != nil {
 		return err
 	}
+	before, err := r.Before()
+	if err != nil {
+		return err
+	}
 	owner, named := r.Container, place.named
 	if place.id != "" {
 		owner, named = place.id, nil
 	}
-	return place.change(ctx, func(s *bindingdb.Store) error { return s.Release(r.Attachment, owner, named...) })
+	return place.change(ctx, func(s *bindingdb.Store) error { return s.ReleaseBefore(before, r.Attachment, owner, named...) })
 }
 
 func check(ctx context.Context, r *cniedge.Request) error {

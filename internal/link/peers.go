@@ -14,7 +14,7 @@ type Peer struct {
 	Netns int
 }
 
-// Peers returns those in the network namespace at path.
+// Peers returns those in the network namespace at path whose other ends are in the host's.
 func (h *Host) Peers(path string) (peers []Peer, err error) {
 	err = inspect(path, func(c conn) error {
 		id, err := h.NetnsID(c.NS)
@@ -25,8 +25,12 @@ func (h *Host) Peers(path string) (peers []Peer, err error) {
 		if err != nil {
 			return err
 		}
+		here, err := c.NetnsID(h.NS) // which listing the links has given it, if one's other end is here
+		if err != nil {
+			return err
+		}
 		for _, l := range links {
-			if l.Kind != "veth" || l.PeerNetns < 0 {
+			if l.Kind != "veth" || l.PeerNetns < 0 || l.PeerNetns != here {
 				continue
 			}
 			addrs, err := c.Addrs(l.Index)

@@ -14,25 +14,65 @@ import (
 // conns are the open connections by source address.
 type conns struct {
 	limit int // for one address
+	total int // for all together
 
-	mu sync.Mutex
-	of map[netip.Addr]map[net.Conn]*conn
+	mu    sync.Mutex // for what follows
+	held  int        // connections, of all sources
+	count uint64     // of those that were taken in
+	of    map[netip.Addr]map[net.Conn]*conn
 }
 
-// add takes in a connection, unless its source has as many as it may.
-func (cs *conns) add(raw net.Conn, c *conn) bool {
+// add takes in a connection, unless its source has as many as it may, or all together are
+// as many as they may be and no source has more than this one. If one has, a connection of
+// the source that has most is taken out in its place: none can keep the others out.
+func (cs *conns) add(raw net.Conn, c *conn) (ok bool, ended net.Conn) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
-	open := cs.of[c.client.Addr()]
-	if len(open) >= cs.limit {
-		return false
+	addr := c.client.Addr()
+	own := len(cs.of[addr])
+	if own >= cs.limit {
+		return false, nil
 	}
-	if open == nil {
-		open = make(map[net.Conn]*conn)
-		cs.of[c.client.Addr()] = open
+	if cs.held >= cs.total {
+		if ended = cs.needless(own + 1); ended == nil {
+			return false, nil
+		}
+		cs.drop(peer(ended.RemoteAddr().String()).Addr(), ended)
 	}
-	open[raw] = c
-	return true
+	if cs.of[addr] == nil {
+		cs.of[addr] = make(map[net.Conn]*conn)
+	}
+	cs.count++
+	c.number = cs.count
+	cs.of[addr][raw] = c
+	cs.held++
+	return true, ended
+}
+
+// needless is a connection of the source that has most, for one that would have own: the
+// oldest of those on which nothing is asked, or else the oldest, if its source has more
+// even without it. It is nil if there is none.
+func (cs *conns) needless(own int) (raw net.Conn) {
+	var most map[net.Conn]*conn
+	for _, open := range cs.of {
+		if len(open) > len(most) {
+			most = open
+		}
+	}
+	if len(most) < own {
+		return nil
+	}
+	var oldest *conn
+	for candidate, c := range most {
+		asks := c.asks.Load()
+		if asks && len(most) <= own {
+			continue
+		}
+		if oldest == nil || oldest.asks.Load() && !asks || oldest.asks.Load() == asks && c.number < oldest.number {
+			raw, oldest = candidate, c
+		}
+	}
+	return raw
 }
 
 // remove forgets a connection, if it was taken in.
@@ -40,6 +80,14 @@ func (cs *conns) remove(raw net.Conn) {
 	addr := peer(raw.RemoteAddr().String()).Addr()
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
+	cs.drop(addr, raw)
+}
+
+func (cs *conns) drop(addr netip.Addr, raw net.Conn) {
+	if _, ok := cs.of[addr][raw]; !ok {
+		return
+	}
+	cs.held--
 	delete(cs.of[addr], raw)
 	if len(cs.of[addr]) == 0 {
 		delete(cs.of, addr)
@@ -81,6 +129,8 @@ func peer(remote string) netip.AddrPort {
 // other; the binding alone is looked at beside them.
 type conn struct {
 	client, server netip.AddrPort
+	number         uint64      // of those that were taken in, one after the other
+	asks           atomic.Bool // a request is being answered
 	// binding is the one that the first request met, once the witness has confirmed it.
 	binding atomic.Pointer[ecs.Binding]
 	tenant  *tenant

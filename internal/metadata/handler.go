@@ -20,6 +20,8 @@ import (
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	c := connOf(r)
+	c.asks.Store(true)
+	defer c.asks.Store(false)
 	endpoint, id := route(r.RequestURI)
 	body, age, err := s.answer(r, c, endpoint, id)
 
@@ -116,8 +118,11 @@ func (s *Server) attribute(ctx context.Context, c *conn) error {
 		return noBinding.because(errOtherBinding)
 	}
 	if s.cfg.Witness != nil {
-		if err := s.cfg.Witness(ctx, b, c.client, c.server); err != nil {
+		switch err := s.cfg.Witness(ctx, b, c.client, c.server); {
+		case errors.Is(err, ecs.ErrNotTheTasks):
 			return witnessFailed.because(err)
+		case err != nil:
+			return witnessUnavailable.because(err)
 		}
 	}
 	c.tenant = s.tenants.Get(b)

@@ -38,21 +38,21 @@ var (
 		message: "the method is neither GET nor HEAD"}
 	rateLimited = &refusal{status: http.StatusTooManyRequests, code: "RateLimited", retryAfter: "1",
 		message: "the task asks more often than it may; try again later"}
-	internalError = &refusal{status: http.StatusInternalServerError, code: "Internal",
+	internalError = &refusal{status: http.StatusInternalServerError, code: "Internal", retryAfter: "5",
 		message: "the reply could not be made; the resolver's log says why"}
+	witnessUnavailable = &refusal{status: http.StatusServiceUnavailable, code: "WitnessUnavailable", retryAfter: "1",
+		message: "the network namespace of the task cannot be asked about this connection; try again later"}
 	bindingsUnavailable = &refusal{status: http.StatusServiceUnavailable, code: "BindingsUnavailable", retryAfter: "1",
 		message: "the bindings file cannot be read; try again later"}
 	taskNotReady = &refusal{status: http.StatusServiceUnavailable, code: "TaskNotReady", retryAfter: "1",
 		message: "no container of the task has been seen yet; try again later"}
 	dockerUnavailable = &refusal{status: http.StatusServiceUnavailable, code: "DockerUnavailable", retryAfter: "5",
 		message: "the Docker daemon does not answer; try again later"}
-	statsTimeout = &refusal{status: http.StatusGatewayTimeout, code: "StatsTimeout",
-		message: "no statistics came from the Docker daemon in time; try again"}
 )
 
 var refusals = []*refusal{
 	noBinding, forwardedRequest, hostNotAllowed, witnessFailed, notFound, containerNotFound, methodNotAllowed,
-	rateLimited, internalError, bindingsUnavailable, taskNotReady, dockerUnavailable, statsTimeout,
+	rateLimited, internalError, witnessUnavailable, bindingsUnavailable, taskNotReady, dockerUnavailable,
 }
 
 // Error makes a refusal an error, so that it can travel with its cause wrapped beside it.
@@ -89,8 +89,6 @@ func dockerRefusal(err error) error {
 		return taskNotReady.because(err)
 	case errors.Is(err, ecs.ErrNoContainer):
 		return containerNotFound.because(err)
-	case errors.Is(err, ecs.ErrStatsTimeout):
-		return statsTimeout.because(err)
 	default:
 		return dockerUnavailable.because(err)
 	}

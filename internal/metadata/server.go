@@ -23,6 +23,10 @@ import (
 // costs 24 KiB, and one with the largest header 100 KiB.
 const DefaultMaxConns = 512
 
+// DefaultMaxAllConns is 16 connections for each task of a full subnet, and 400 MB if all of
+// them are idle.
+const DefaultMaxAllConns = 16384
+
 const (
 	readTimeout  = 5 * time.Second  // for a whole request, its header included
 	writeTimeout = 15 * time.Second // a first sample of statistics takes up to 2.5 s of it
@@ -43,11 +47,12 @@ type Config struct {
 	// TaskOf finds the task of a binding, and how old that knowledge is if it could not
 	// be kept current. An unchanged task is the same pointer.
 	TaskOf func(context.Context, *ecs.Binding) (*ecs.Task, time.Duration, error)
-	// Stats gives Docker's statistics of the containers by ID; those that do not run are
-	// missing or nil. It returns [ecs.ErrStatsTimeout] rather than wait for long.
+	// Stats gives Docker's statistics of the containers by ID. Those that do not run, and
+	// those of which none come within seconds, are missing or nil.
 	Stats func(ctx context.Context, containerIDs []string) (map[string]json.RawMessage, error)
 	// Witness confirms, once for each connection, that the client's end of it belongs to
-	// the binding's task; nil confirms all.
+	// the binding's task: nil confirms all. It returns [ecs.ErrNotTheTasks] if it does not;
+	// any other error says that it could not find out.
 	Witness func(ctx context.Context, b *ecs.Binding, client, server netip.AddrPort) error
 	// Observe is told of every answer, for metrics; it may be nil. The endpoint is one of
 	// the constants below. A connection over the cap counts as a 429 of [EndpointConnection].
@@ -61,6 +66,10 @@ type Config struct {
 	// MaxConns is how many connections one source address may have open; one more is
 	// closed unanswered. 0 stands for [DefaultMaxConns].
 	MaxConns int
+	// MaxAllConns is how many connections may be open together. With so many, one is closed
+	// of the source that has most, or the new one if that is its own. 0 stands for
+	// [DefaultMaxAllConns].
+	MaxAllConns int
 	// AllowHost are names that the Host header may hold besides the addresses listened on.
 	AllowHost []string
 
@@ -95,13 +104,16 @@ func New(cfg Config) *Server {
 	if cfg.MaxConns == 0 {
 		cfg.MaxConns = DefaultMaxConns
 	}
+	if cfg.MaxAllConns == 0 {
+		cfg.MaxAllConns = DefaultMaxAllConns
+	}
 	limit := rate.Inf
 	if cfg.Rate > 0 {
 		limit = rate.Limit(cfg.Rate)
 	}
 	s := &Server{
 		cfg:       cfg,
-		conns:     conns{limit: cfg.MaxConns, of: make(map[netip.Addr]map[net.Conn]*conn)},
+		conns:     conns{limit: cfg.MaxConns, total: cfg.MaxAllConns, of: make(map[netip.Addr]map[net.Conn]*conn)},
 		tenants:   weakmap.New[ecs.Binding](func() *tenant { return newTenant(limit, cfg.Burst) }),
 		strangers: newRefusalLimiter(),
 		warnings:  make(map[*refusal]*warnings),
@@ -133,12 +145,21 @@ func (s *Server) HTTPServer() *http.Server {
 func (s *Server) takeIn(ctx context.Context, raw net.Conn) context.Context {
 	c := newConn(raw.RemoteAddr().String(), raw.LocalAddr())
 	c.wire, _ = raw.(*wire)
-	if !s.conns.add(raw, c) {
-		_ = raw.Close()
-		s.observe(EndpointConnection, http.StatusTooManyRequests, 0)
-		s.warn(rateLimited, c.client, errTooManyConns)
+	ok, ended := s.conns.add(raw, c)
+	if !ok {
+		s.turnAway(raw, errTooManyConns)
+	}
+	if ended != nil {
+		s.turnAway(ended, errMostConns)
 	}
 	return context.WithValue(ctx, connKey{}, c)
+}
+
+// turnAway closes a connection for want of room.
+func (s *Server) turnAway(raw net.Conn, why error) {
+	_ = raw.Close()
+	s.observe(EndpointConnection, http.StatusTooManyRequests, 0)
+	s.warn(rateLimited, peer(raw.RemoteAddr().String()), why)
 }
 
 func (s *Server) trackConn(raw net.Conn, state http.ConnState) {
@@ -147,7 +168,20 @@ func (s *Server) trackConn(raw net.Conn, state http.ConnState) {
 	}
 }
 
-var errTooManyConns = errors.New("too many open connections from one address")
+var (
+	errTooManyConns = errors.New("too many open connections from one address")
+	errMostConns    = errors.New("all connections together are too many, and this address has the most")
+)
+
+// A ConnState is how many connections are open, and how many may be.
+type ConnState struct{ Open, Most int }
+
+// Conns returns the state of the connections for status pages and metrics.
+func (s *Server) Conns() ConnState {
+	s.conns.mu.Lock()
+	defer s.conns.mu.Unlock()
+	return ConnState{s.conns.held, s.conns.total}
+}
 
 // CloseEnded ends the connections whose binding has ended: it is not its address's any
 // more, or gone says so. What is queued for them is dropped.

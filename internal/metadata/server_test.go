@@ -345,7 +345,6 @@ func TestFailuresBehind(t *testing.T) {
 		"no container is known yet":     {taskErr: wrap(ecs.ErrTaskNotReady), status: 503, code: "TaskNotReady", retryIn: "1"},
 		"Docker does not answer":        {taskErr: wrap(ecs.ErrDockerUnavailable), status: 503, code: "DockerUnavailable", retryIn: "5"},
 		"Docker answers with garbage":   {taskErr: secret, status: 503, code: "DockerUnavailable", retryIn: "5"},
-		"statistics are late":           {statsErr: wrap(ecs.ErrStatsTimeout), status: 504, code: "StatsTimeout"},
 		"Docker is gone for statistics": {statsErr: wrap(ecs.ErrDockerUnavailable), status: 503, code: "DockerUnavailable", retryIn: "5"},
 		"the container went meanwhile":  {statsErr: wrap(ecs.ErrNoContainer), status: 404, code: "ContainerNotFound"},
 	}

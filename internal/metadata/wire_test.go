@@ -4,13 +4,18 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -198,7 +203,7 @@ func TestWitness(t *testing.T) {
 	cfg.Witness = func(_ context.Context, b *ecs.Binding, client, server netip.AddrPort) error {
 		asked <- question{b, client, server}
 		if client.Addr() == otherAddr {
-			return errors.New("no socket")
+			return fmt.Errorf("%w: no socket", ecs.ErrNotTheTasks)
 		}
 		return nil
 	}
@@ -222,6 +227,45 @@ func TestWitness(t *testing.T) {
 	forged := dial(t, otherAddr, addr)
 	if resp := roundTrip(t, forged, bufio.NewReader(forged)); resp.StatusCode != http.StatusForbidden || !resp.Close {
 		t.Errorf("without a socket: %s, closed %v", resp.Status, resp.Close)
+	}
+}
+
+// That the witness could not find out is a failure of ours, whatever it is: the task may ask
+// again. Only what it has found is a refusal.
+func TestWitnessThatCannotFindOut(t *testing.T) {
+	t.Parallel()
+	for name, failure := range map[string]error{
+		"no descriptor is free":          &os.SyscallError{Syscall: "socket", Err: syscall.EMFILE},
+		"none of the host's is free":     syscall.ENFILE,
+		"no memory":                      syscall.ENOMEM,
+		"no buffers":                     syscall.ENOBUFS,
+		"not permitted":                  syscall.EPERM,
+		"the namespace cannot be opened": &fs.PathError{Op: "open", Path: "/proc/1/ns/net", Err: syscall.EACCES},
+		"too late":                       context.DeadlineExceeded,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cfg := newWorld().config()
+			var failing atomic.Bool
+			failing.Store(true)
+			cfg.Witness = func(context.Context, *ecs.Binding, netip.AddrPort, netip.AddrPort) error {
+				if failing.Load() {
+					return fmt.Errorf("asking: %w", failure)
+				}
+				return nil
+			}
+			addr := serve(t, New(cfg).HTTPServer())
+			c := dial(t, taskAddr, addr)
+			in := bufio.NewReader(c)
+			resp := roundTrip(t, c, in)
+			if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" || resp.Close {
+				t.Errorf("%s, Retry-After %q, closed %v; want 503 on a connection that stays", resp.Status, resp.Header.Get("Retry-After"), resp.Close)
+			}
+			failing.Store(false)
+			if resp := roundTrip(t, c, in); resp.StatusCode != http.StatusOK {
+				t.Errorf("once it can find out: %s", resp.Status)
+			}
+		})
 	}
 }
 
@@ -306,6 +350,77 @@ func TestConnectionsAreBounded(t *testing.T) {
 		_ = c.Close()
 	}
 	awaitClosed(t, s)
+}
+
+// With as many connections as there may be together, another task always gets in, at the
+// cost of those who have most: of what they do not use, the oldest first.
+func TestConnectionsTogetherAreBounded(t *testing.T) {
+	t.Parallel()
+	world := newWorld()
+	greedy := []netip.Addr{netip.MustParseAddr("127.0.0.21"), netip.MustParseAddr("127.0.0.22"), netip.MustParseAddr("127.0.0.23")}
+	for _, addr := range greedy {
+		world.bind(addr, webTask())
+	}
+	cfg := world.config()
+	cfg.MaxConns, cfg.MaxAllConns = 20, 30
+	asking, answer := make(chan struct{}, 1), make(chan struct{})
+	cfg.Stats = func(context.Context, []string) (map[string]json.RawMessage, error) {
+		asking <- struct{}{}
+		<-answer
+		return nil, nil
+	}
+	s := New(cfg)
+	server := s.HTTPServer()
+	server.ReadTimeout = 5 * time.Minute
+	addr := serve(t, server)
+	answers := func(c net.Conn) {
+		t.Helper()
+		if resp := roundTrip(t, c, bufio.NewReader(c)); resp.StatusCode != http.StatusOK {
+			t.Errorf("%v gets %s", c.LocalAddr(), resp.Status)
+		}
+	}
+	first := dial(t, greedy[0], addr) // the oldest, which asks
+	if _, err := io.WriteString(first, "GET /v2/stats HTTP/1.1\r\nHost: 169.254.170.2\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	<-asking
+	for range 20 {
+		for _, from := range greedy {
+			dial(t, from, addr)
+		}
+	}
+	settled := func(want map[netip.Addr]int) {
+		t.Helper()
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+			got := make(map[netip.Addr]int)
+			for a := range want {
+				got[a] = s.conns.open(a)
+			}
+			if maps.Equal(got, want) {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("connections: %v, want %v", got, want)
+			}
+		}
+	}
+	settled(map[netip.Addr]int{greedy[0]: 10, greedy[1]: 10, greedy[2]: 10})
+	for n := range 5 { // and then others get in, as many as they would
+		for _, from := range []netip.Addr{taskAddr, otherAddr} {
+			answers(dial(t, from, addr))
+			if got := s.conns.open(from); got != n+1 {
+				t.Errorf("%v has %d connections, want %d", from, got, n+1)
+			}
+		}
+	}
+	if all := s.Conns(); all != (ConnState{30, 30}) {
+		t.Errorf("%+v", all)
+	}
+	close(answer)
+	resp, err := http.ReadResponse(bufio.NewReader(first), nil)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Errorf("the one that asked, the oldest: %v, %v", resp, err)
+	}
 }
 
 // open is how many connections addr has.

@@ -143,25 +143,27 @@ func (c *Conn) Neighbours(family int) ([]Neighbour, error) {
 	return list(c, NewStep(unix.RTM_GETNEIGH, unix.NLM_F_DUMP, "listing neighbours", Raw(info)), readNeighbour)
 }
 
+// readNeighbour reads a struct ndmsg and what comes after it. There may be thousands in a
+// list, so it copies nothing.
 func readNeighbour(message []byte) (Neighbour, error) {
-	attrs, err := attributes(message, unix.SizeofNdMsg)
-	if err != nil {
-		return Neighbour{}, err
+	if len(message) < unix.SizeofNdMsg {
+		return Neighbour{}, unix.EINVAL
 	}
-	var info unix.NdMsg
-	if _, err := binary.Decode(message, binary.NativeEndian, &info); err != nil {
-		return Neighbour{}, err
+	n := Neighbour{
+		Index: int(int32(binary.NativeEndian.Uint32(message[4:]))),
+		State: binary.NativeEndian.Uint16(message[8:]), Flags: message[10],
 	}
-	n := Neighbour{Index: int(info.Ifindex), State: info.State, Flags: info.Flags}
-	for _, a := range attrs {
-		switch a.Attr.Type {
+	each(message[unix.SizeofNdMsg:], func(kind uint16, value []byte) {
+		switch kind {
 		case unix.NDA_DST:
-			n.Addr, _ = netip.AddrFromSlice(a.Value)
+			n.Addr, _ = netip.AddrFromSlice(value)
 		case unix.NDA_LLADDR:
-			n.MAC = a.Value
+			n.MAC = value
 		case unix.NDA_MASTER:
-			n.Master = number(a)
+			if len(value) == 4 {
+				n.Master = int(int32(binary.NativeEndian.Uint32(value)))
+			}
 		}
-	}
+	})
 	return n, nil
 }

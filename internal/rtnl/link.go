@@ -30,7 +30,7 @@ type Link struct {
 	// PeerNetns, which is -1 for one that has none or is this one.
 	Peer, PeerNetns int
 	// Port are a bridge port's settings, nil for what is no port.
-	Port []syscall.NetlinkRouteAttr
+	Port *Settings
 	// Counters are those of struct rtnl_link_stats64 in its order.
 	Counters []byte
 }
@@ -138,7 +138,7 @@ func (l *Link) readInfo(nested []byte) error {
 		case nl.IFLA_INFO_KIND:
 			l.Kind = unix.ByteSliceToString(a.Value)
 		case unix.IFLA_INFO_SLAVE_DATA:
-			l.Port, err = nl.ParseRouteAttr(a.Value)
+			l.Port = readSettings(a.Value)
 		}
 	}
 	return err

@@ -187,6 +187,18 @@ func receive(fd int) ([]syscall.NetlinkMessage, error) {
 	}
 }
 
+// each calls do with the type and the value of each attribute, of which it copies nothing.
+func each(attributes []byte, do func(kind uint16, value []byte)) {
+	for len(attributes) >= unix.SizeofNlAttr {
+		length := int(binary.NativeEndian.Uint16(attributes))
+		if length < unix.SizeofNlAttr || length > len(attributes) {
+			return
+		}
+		do(binary.NativeEndian.Uint16(attributes[2:])&nl.NLA_TYPE_MASK, attributes[unix.SizeofNlAttr:length])
+		attributes = attributes[min((length+3)&^3, len(attributes)):]
+	}
+}
+
 // failure reads an acknowledgement, or the end of a list: an error number, 0 for success,
 // then the header of the request, then attributes of which one may be a text.
 func (s Step) failure(m syscall.NetlinkMessage) error {

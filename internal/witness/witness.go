@@ -18,11 +18,11 @@ import (
 // ErrNoSocket: the namespace was asked, and it has no such connection. The connection
 // was forged, is over, or comes from a namespace behind the task's own, of which only
 // that one has the socket.
-var ErrNoSocket = errors.New("the task's network namespace has no socket at the client's end of the connection")
+var ErrNoSocket = fmt.Errorf("%w: the task's network namespace has no socket at the client's end of the connection", ecs.ErrNotTheTasks)
 
 // ErrReplaced: the namespace at the binding's path is not the one that was attached. The
 // task is gone.
-var ErrReplaced = errors.New("another network namespace has come to the path of the task's")
+var ErrReplaced = fmt.Errorf("%w: another network namespace has come to the path of the task's", ecs.ErrNotTheTasks)
 
 const (
 	// keepFor is how long a socket is kept after its last use. It keeps the task's namespace,
@@ -51,8 +51,8 @@ type keptSocket struct {
 func New() *Witness { return &Witness{sockets: make(map[*ecs.Binding][]keptSocket)} }
 
 // Seen looks for the client's end of an established connection in the network namespace
-// of a binding: nil if it is there, [ErrNoSocket] or [ErrReplaced] if it is not, another
-// error if the namespace cannot be asked. The server is the address that the client
+// of a binding: nil if it is there, [ErrNoSocket] or [ErrReplaced], both of which are
+// [ecs.ErrNotTheTasks], if it is not, another error if the namespace cannot be asked. The server is the address that the client
 // connected to, before any translation. What is kept is the binding's: one that takes its
 // place, be it of the same path, is another.
 func (w *Witness) Seen(b *ecs.Binding, client, server netip.AddrPort) error {

@@ -21,19 +21,22 @@ func del(ctx context.Context, r *cniedge.Request) error {
 	if err != nil {
 		return err
 	}
+	before, err := r.Before()
+	if err != nil {
+		return err
+	}
 	release, err := lock(ctx, r, place.IPAM, r.Attachment)
 	if err != nil {
 		return err
 	}
 	defer release()
-	host, err := openHost(r, place.Netns)
+	host, v, ok, err := find(r, place)
 	if err != nil {
 		return err
 	}
 	defer host.Close()
-	v, ok, err := host.Veth(r.Attachment)
-	if err != nil {
-		return err
+	if ok && v.Since >= before {
+		return nil
 	}
 	rest := func() error {
 		if err := guard.Remove(host.Conn, place.Bridge, link.HostName(r.Attachment), ok && guarded(v)); err != nil {
@@ -45,6 +48,37 @@ func del(ctx context.Context, r *cniedge.Request) error {
 		return rest()
 	}
 	return host.DelVeth(v, rest)
+}
+
+// find opens the network namespace that has the attachment's veth: the one that the
+// configuration means; or else the plugin's own or the pinned one, because an ADD may have
+// been before there was a pin, or by another configuration. If none has it, it is the first.
+func find(r *cniedge.Request, place port.Place) (host *link.Host, v link.Veth, ok bool, err error) {
+	for i, named := range []string{place.Netns, port.OnHost, ""} {
+		other, err := openHost(r, named)
+		if err != nil && i > 0 {
+			continue // it is only looked in
+		}
+		if err != nil {
+			return nil, v, false, err
+		}
+		if v, ok, err = other.Veth(r.Attachment); err != nil {
+			other.Close()
+			return nil, v, false, err
+		}
+		if ok {
+			if host != nil {
+				host.Close()
+			}
+			return other, v, true, nil
+		}
+		if host == nil {
+			host = other
+		} else {
+			other.Close()
+		}
+	}
+	return host, v, false, nil
 }
 
 // guarded reports whether an attachment's port was given a guard.

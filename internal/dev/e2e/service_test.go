@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -169,6 +170,123 @@ func TestSystemdIsTold(t *testing.T) {
 			t.Errorf("at the end systemd is told %q; want STOPPING=1", got)
 		}
 	}
+}
+
+// Every signal that ends the resolver lets it answer what is being asked. A terminal that is
+// closed sends SIGHUP; under nohup the resolver goes on.
+func TestSignalsLetRequestsFinish(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts the resolver")
+	}
+	for name, test := range map[string]struct {
+		signal  syscall.Signal
+		program []string
+		ends    bool
+	}{
+		"SIGTERM":            {syscall.SIGTERM, nil, true},
+		"SIGINT":             {syscall.SIGINT, nil, true},
+		"SIGHUP":             {syscall.SIGHUP, nil, true},
+		"SIGHUP under nohup": {syscall.SIGHUP, []string{"nohup"}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ns, dir := testnet.T(t), t.TempDir()
+			const at = "127.0.0.1:51679"
+			words := append(test.program, filepath.Join(bin, "ecs-resolver"), "--bridge", "none", "--witness", "off", "--listen", at,
+				"--db", filepath.Join(dir, "bindings.db"), "--docker-host", "unix://"+filepath.Join(dir, "docker.sock"))
+			resolver := &testnet.Resolver{Host: ns, Program: words[0], Args: words[1:], LogFile: filepath.Join(dir, "resolver.log")}
+			resolver.Serve(t, "/healthz")
+			c, err := ns.DialContext(t.Context(), "tcp", at)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			if _, err := c.Write([]byte("GET /v2/metadata HTTP/1.1\r\n")); err != nil {
+				t.Fatal(err)
+			}
+			// Connections are accepted in turn: the one before is the resolver's by now.
+			if _, _, err := ns.Ask(t.Context(), "http://"+at+"/v2/metadata"); err != nil {
+				t.Fatal(err)
+			}
+			if err := syscall.Kill(resolver.Pid(), test.signal); err != nil {
+				t.Fatal(err)
+			}
+			if test.ends {
+				resolver.AwaitLog(t, `"msg":"ending"`)
+			}
+			if _, err := c.Write([]byte("Host: " + at + "\r\n\r\n")); err != nil {
+				t.Fatal(err)
+			}
+			answer, err := http.ReadResponse(bufio.NewReader(c), nil)
+			if err != nil || answer.StatusCode != http.StatusForbidden {
+				t.Errorf("the request under way is answered with %v, %v; want 403", answer, err)
+			}
+		})
+	}
+}
+
+// Tasks that hold all connections that they can get, with few descriptors for the resolver,
+// keep no other task out.
+func TestConnectionsWithoutEndKeepNobodyOut(t *testing.T) {
+	h := newHost(t)
+	h.resolver = &testnet.Resolver{
+		Host: h.ns, Program: "sh", LogFile: filepath.Join(h.dir, "resolver.log"),
+		Args: []string{"-c", `ulimit -n 128; exec "$0" "$@"`, filepath.Join(bin, "ecs-resolver"), "--db", h.db(), "--docker-host", h.docker.Host, "--rate", "0"},
+	}
+	h.resolver.Serve(t, "/readyz")
+	var held []net.Conn
+	defer func() {
+		for _, c := range held {
+			_ = c.Close()
+		}
+	}()
+	request := []byte("GET /v2/metadata HTTP/1.1\r\nHost: 169.254.170.2\r\n\r\n")
+	var greedy sync.WaitGroup
+	var mu sync.Mutex
+	for n := range 3 {
+		k := h.task(t, fmt.Sprint("greedy", n))
+		k.attach(t)
+		ns, err := testnet.Open(k.netns)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ns.Close()
+		greedy.Go(func() {
+			for range 512 {
+				c, err := ns.DialContext(t.Context(), "tcp", "169.254.170.2:80")
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				_, _ = c.Write(request) // and then it stands, for a minute, unless it is closed
+				mu.Lock()
+				held = append(held, c)
+				mu.Unlock()
+			}
+		})
+	}
+	quiet := h.task(t, "quiet")
+	quiet.attach(t)
+	ns, err := testnet.Open(quiet.netns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	ask := func() {
+		t.Helper()
+		transport := &http.Transport{DialContext: ns.DialContext, DisableKeepAlives: true}
+		if status, body, err := testnet.Get(t.Context(), transport, url("/v2/metadata")); err != nil || status != http.StatusOK || !strings.Contains(body, quiet.arn) {
+			t.Errorf("beside tasks that hold all connections: %d %s %v", status, body, err)
+		}
+	}
+	for range 20 {
+		ask() // while they come
+	}
+	greedy.Wait()
+	for range 50 {
+		ask()
+	}
+	h.task(t, "late") // Docker's events are followed too
 }
 
 // A task that asks all the time over many connections is held back by itself alone.

@@ -27,9 +27,12 @@ const startTime = time.Minute
 
 // A Daemon is a Docker engine of a test's own: its data, its containers and its socket
 // are in a temporary directory, and it leaves the network alone. Its containers live on
-// while it is stopped.
+// while it is stopped, unless it ends them.
 type Daemon struct {
 	Host string // the value of DOCKER_HOST
+	// EndContainers has it end its containers with itself, from its next start on, as Docker
+	// does by default (live-restore is off).
+	EndContainers bool
 
 	ns     *Namespace
 	engine engine
@@ -59,12 +62,17 @@ func StartDocker(n *Namespace) (*Daemon, error) {
 // Start starts the daemon again after Stop and waits until it answers.
 func (d *Daemon) Start() error {
 	d.log = &tail{}
-	d.cmd = d.engine.command(context.Background(), "dockerd",
+	args := []string{
 		"--host", d.Host,
 		"--data-root", filepath.Join(d.dir, "data"),
 		"--exec-root", filepath.Join(d.dir, "exec"),
 		"--pidfile", filepath.Join(d.dir, "docker.pid"),
-		"--bridge", "none", "--iptables=false", "--ip6tables=false", "--live-restore")
+		"--bridge", "none", "--iptables=false", "--ip6tables=false",
+	}
+	if !d.EndContainers {
+		args = append(args, "--live-restore")
+	}
+	d.cmd = d.engine.command(context.Background(), "dockerd", args...)
 	d.cmd.Stdout, d.cmd.Stderr = d.log, d.log
 	if err := d.ns.Start(d.cmd); err != nil {
 		return fmt.Errorf("starting dockerd: %w", err)

@@ -3,6 +3,7 @@
 package fakedocker
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,8 +18,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/docker/docker/api/types"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/events"
+	"github.com/docker/docker/api/types/versions"
 
 	"taskmeta/internal/ecs"
 )
@@ -39,6 +42,7 @@ type Daemon struct {
 	streams    int            // open streams of statistics
 	instead    Handler
 	sample     Sample
+	api        [2]string // the least and the highest version of the API
 }
 
 // kept is a container as the daemon describes it.
@@ -65,6 +69,7 @@ func New(socket string) *Daemon {
 		byID:       make(map[string]*kept),
 		subscribed: make(map[chan events.Message]struct{}),
 		asked:      make(map[string]int),
+		api:        [2]string{"1.24", "1.41"},
 		sample: func(id string, n int) (string, bool) {
 			preread := "0001-01-01T00:00:00Z"
 			if n > 0 {
@@ -129,6 +134,17 @@ func (d *Daemon) Stop() error {
 	return err
 }
 
+// CloseAPI has the daemon take no more requests, as one does first that ends in good order.
+// What is under way goes on, the events too, until Stop.
+func (d *Daemon) CloseAPI() {
+	d.mu.Lock()
+	server := d.server
+	d.mu.Unlock()
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel() // or it would wait for what is under way
+	_ = server.Shutdown(ctx)
+}
+
 // Replace sets what answers in the daemon's place, nil for nothing.
 func (d *Daemon) Replace(instead Handler) {
 	d.mu.Lock()
@@ -141,6 +157,13 @@ func (d *Daemon) SetSample(sample Sample) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.sample = sample
+}
+
+// SetAPI sets which versions of the API the daemon speaks, as 1.44.
+func (d *Daemon) SetAPI(least, highest string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.api = [2]string{least, highest}
 }
 
 // Count returns how many requests of a kind there were.
@@ -198,8 +221,11 @@ func (d *Daemon) emit(action events.Action, id string) {
 	d.Publish(events.Message{Type: events.ContainerEventType, Action: action, Actor: events.Actor{ID: id}})
 }
 
-// Publish sends an event to all that follow them.
+// Publish sends an event to all that follow them, of now unless it has a time.
 func (d *Daemon) Publish(m events.Message) {
+	if m.TimeNano == 0 {
+		m.Time, m.TimeNano = time.Now().Unix(), time.Now().UnixNano()
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.past = append(d.past, m)
@@ -216,9 +242,9 @@ func (d *Daemon) LoseEvents() {
 }
 
 func (d *Daemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	path := r.URL.Path
-	if version, rest, ok := strings.Cut(strings.TrimPrefix(path, "/"), "/"); ok && strings.HasPrefix(version, "v1.") {
-		path = "/" + rest
+	path, version := r.URL.Path, ""
+	if first, rest, ok := strings.Cut(strings.TrimPrefix(path, "/"), "/"); ok && strings.HasPrefix(first, "v1.") {
+		path, version = "/"+rest, strings.TrimPrefix(first, "v")
 	}
 	kind, id := path, ""
 	if parts := strings.Split(path, "/"); len(parts) == 4 && parts[1] == "containers" {
@@ -226,14 +252,17 @@ func (d *Daemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	d.mu.Lock()
 	d.asked[kind]++
-	instead := d.instead
+	instead, api := d.instead, d.api
 	d.mu.Unlock()
 	if instead != nil && instead(kind, w, r) {
 		return
 	}
+	if refusesVersion(w, version, api) {
+		return
+	}
 	switch kind {
 	case "/_ping":
-		w.Header().Set("Api-Version", "1.41")
+		w.Header().Set("Api-Version", api[1])
 	case "/events":
 		d.serveEvents(w, r)
 	case "/containers/json":
@@ -247,11 +276,32 @@ func (d *Daemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		w.Write(k.inspection)
+	case "/version":
+		json.NewEncoder(w).Encode(types.Version{Version: "fake", APIVersion: api[1], MinAPIVersion: api[0]})
 	case "stats":
 		d.serveStats(w, r, id)
 	default:
 		http.Error(w, path, http.StatusNotImplemented)
 	}
+}
+
+// refusesVersion refuses a version of the API in Docker's words.
+func refusesVersion(w http.ResponseWriter, version string, api [2]string) bool {
+	message := ""
+	switch {
+	case version == "":
+		return false
+	case versions.LessThan(version, api[0]):
+		message = fmt.Sprintf("client version %s is too old. Minimum supported API version is %s, please upgrade your client to a newer version", version, api[0])
+	case versions.GreaterThan(version, api[1]):
+		message = fmt.Sprintf("client version %s is too new. Maximum supported API version is %s", version, api[1])
+	default:
+		return false
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusBadRequest)
+	fmt.Fprintf(w, `{"message":%q}`, message)
+	return true
 }
 
 func notFound(w http.ResponseWriter, id string) {
