@@ -5,6 +5,7 @@
 package endpoint
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -20,6 +21,7 @@ import (
 	"taskmeta/internal/guard"
 	"taskmeta/internal/link"
 	"taskmeta/internal/netns"
+	"taskmeta/internal/rtnl"
 )
 
 // bridgeMTU is what the plugin gives a bridge by default, in bytes.
@@ -52,7 +54,7 @@ type Keeper struct {
 
 	sockets  []net.Listener              // bound to the bridge, each time that it is made
 	bridge   int                         // index of the bridge that they are bound to, 0 before the first
-	subnets  []netip.Prefix              // that the host's table was made for
+	addrs    []rtnl.Addr                 // of the host, that its table was made for
 	gateways map[netip.Prefix]bool       // of the ports, at the last look
 	kept     map[*ecs.Binding]*kept      // nil for a binding whose port is not to be kept
 	rules    guard.Rules                 // that were found to be right
@@ -193,7 +195,7 @@ func (k *Keeper) restore(ctx context.Context, ends bool) error {
 	if err != nil {
 		return err
 	}
-	subnets, changed, err := k.table(bridge, host)
+	undone, err := k.table(bridge, host)
 	if err != nil {
 		return err
 	}
@@ -206,11 +208,9 @@ func (k *Keeper) restore(ctx context.Context, ends bool) error {
 	if err != nil {
 		return err
 	}
-	flushed := changed && slices.Equal(subnets, k.subnets) // else a new network asked for another table
-	k.subnets = subnets
-	if !first && (flushed || remade || pinned || readdressed) {
+	if !first && (undone || remade || pinned || readdressed) {
 		k.cfg.Logger.Warn("the endpoint was made whole again", "bridge", bridge.Name,
-			"bridge_made_again", remade, "table_made_again", flushed, "addresses_made_again", readdressed, "pin_made_again", pinned)
+			"bridge_made_again", remade, "table_made_again", undone, "addresses_made_again", readdressed, "pin_made_again", pinned)
 	}
 	if moved > 0 {
 		k.cfg.Logger.Info("ports were moved to the endpoint's network namespace", "bridge", bridge.Name, "ports", moved)
@@ -223,7 +223,7 @@ func (k *Keeper) restore(ctx context.Context, ends bool) error {
 			held = HeldBy(bindings)
 		}
 	}
-	k.found(UnknownPorts(host, on, held), !first && (flushed || remade || pinned || readdressed || mended > 0))
+	k.found(UnknownPorts(host, on, held), !first && (undone || remade || pinned || readdressed || mended > 0))
 	k.cfg.CloseEnded(without(host, on))
 	return nil
 }
@@ -259,21 +259,37 @@ func (k *Keeper) ensureGateways(host *link.Host, bridge link.Bridge, ports []*ke
 }
 
 // table keeps the bridge apart from the host's other interfaces, by routes and by the host's
-// table, and returns the subnets of the bridge.
-func (k *Keeper) table(bridge link.Bridge, host *link.Host) (subnets []netip.Prefix, changed bool, err error) {
-	table := guard.Host{Bridge: bridge.Name, Mode: k.cfg.Guard}
-	subnets, err = table.Subnets(host.Conn)
-	if err != nil || !k.onHost() {
-		return subnets, false, err
+// table, and reports whether somebody has undone that. New addresses, be it another
+// interface's, ask for other rules: that is no repair.
+func (k *Keeper) table(bridge link.Bridge, host *link.Host) (undone bool, err error) {
+	if !k.onHost() {
+		return false, nil
+	}
+	before, err := addrsOf(host)
+	if err != nil {
+		return false, err
 	}
 	routed, err := host.EnsurePrivate(bridge, k.cfg.Guard != guard.Strict)
 	if err != nil {
-		return nil, false, err
+		return false, err
 	}
-	after, changed, err := table.Ensure(host.Conn)
-	// An address that came meanwhile is one of the next time.
-	known := k.cfg.Guard == guard.Off || slices.Equal(subnets, after)
-	return subnets, (changed || routed) && known, err
+	_, changed, err := guard.Host{Bridge: bridge.Name, Mode: k.cfg.Guard}.Ensure(host.Conn)
+	if err != nil {
+		return false, err
+	}
+	after, err := addrsOf(host) // what came meanwhile is new the next time
+	undone = (changed || routed) && slices.Equal(before, k.addrs) && slices.Equal(before, after)
+	k.addrs = before
+	return undone, err
+}
+
+// addrsOf are the addresses of all interfaces, in an order of their own.
+func addrsOf(host *link.Host) ([]rtnl.Addr, error) {
+	all, err := host.Addrs(0)
+	slices.SortFunc(all, func(a, b rtnl.Addr) int {
+		return cmp.Or(a.Index-b.Index, a.Addr().Compare(b.Addr()), a.Bits()-b.Bits())
+	})
+	return all, err
 }
 
 // bindSockets binds the sockets to a bridge that they are not bound to yet, and reports

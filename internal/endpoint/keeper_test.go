@@ -295,13 +295,14 @@ func TestWhatIsRemovedIsMadeAgain(t *testing.T) {
 func TestTheHostsTableIsMadeAgain(t *testing.T) {
 	t.Parallel()
 	for name, remove := range map[string]string{
-		"the table":          "nft delete table inet ecs_guard",
-		"a chain's rules":    "nft flush chain inet ecs_guard forward",
-		"a rule too many":    "nft insert rule inet ecs_guard forward accept",
-		"the whole ruleset":  "nft flush ruleset",
-		"the routing rules":  "ip rule flush; ip rule add lookup main pref 32766; ip rule add lookup default pref 32767",
-		"an address's route": "ip route add local 169.254.170.2 dev ecs-bridge table local",
-		"the bridge's state": "ip link set ecs-bridge down",
+		"the table":              "nft delete table inet ecs_guard",
+		"a chain's rules":        "nft flush chain inet ecs_guard forward",
+		"a rule too many":        "nft insert rule inet ecs_guard forward accept",
+		"the whole ruleset":      "nft flush ruleset",
+		"the routing rules":      "ip rule flush; ip rule add lookup main pref 32766; ip rule add lookup default pref 32767",
+		"an address's route":     "ip route add local 169.254.170.2 dev ecs-bridge table local",
+		"the bridge's state":     "ip link set ecs-bridge down",
+		"the endpoint's address": "ip address del 169.254.170.2/32 dev ecs-bridge",
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
