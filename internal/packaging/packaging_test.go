@@ -117,10 +117,13 @@ func TestPackageHoldsWhatItShould(t *testing.T) {
 		"/usr/sbin/ecs-resolver":                              0o755,
 		"/opt/cni/bin/ecs-bridge":                             0o755,
 		"/opt/cni/bin/ecs-ipam":                               0o755,
-		"/etc/cni/net.d/99-ecs-task.conflist":                 0o644,
+		"/usr/share/taskmeta/99-ecs-task.conflist":            0o644,
 		"/etc/default/ecs-resolver":                           0o644,
 		"/usr/lib/systemd/system/ecs-resolver.service":        0o644,
 		"/usr/lib/systemd/system/ecs-resolver.socket":         0o644,
+		"/usr/lib/systemd/system/ecs-resolver-netns.service":  0o644,
+		"/usr/lib/systemd/network/05-taskmeta.network":        0o644,
+		"/usr/lib/NetworkManager/conf.d/50-taskmeta.conf":     0o644,
 		"/usr/share/bash-completion/completions/ecs-resolver": 0o644,
 		"/usr/share/doc/taskmeta/copyright":                   0o644,
 		"/usr/share/doc/taskmeta/api.md":                      0o644,
@@ -190,7 +193,7 @@ func TestPackageOnAMachine(t *testing.T) {
 			t.Errorf("%s is %s", unit, got)
 		}
 	}
-	if out := m.must(t, "systemd-analyze", "verify", "ecs-resolver.service", "ecs-resolver.socket"); out != "" {
+	if out := m.must(t, "systemd-analyze", "verify", "ecs-resolver.service", "ecs-resolver.socket", "ecs-resolver-netns.service"); out != "" {
 		t.Errorf("systemd-analyze verify: %s", out)
 	}
 	m.must(t, "systemd-analyze", "security", "--offline=yes", "--threshold=30", "/usr/lib/systemd/system/ecs-resolver.service")

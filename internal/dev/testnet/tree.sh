@@ -7,10 +7,11 @@
 set -euo pipefail
 name=${1-}
 packages="docker.io iptables nftables iproute2 procps ca-certificates
-  systemd-sysv udev dbus linux-image-cloud-$(dpkg --print-architecture) apparmor"
+  systemd-sysv udev dbus linux-image-cloud-$(dpkg --print-architecture) apparmor
+  ufw firewalld network-manager"
 case $name in
 debian12) suite=bookworm ;;
-debian14) suite=forky packages+=" docker-cli" ;;
+debian14) suite=forky packages+=" docker-cli podman uidmap passt" ;;
 *) echo "tree.sh: no system $name: want debian12 or debian14" >&2; exit 2 ;;
 esac
 dev=${TASKMETA_DEV:-/var/lib/taskmeta-dev}
@@ -67,6 +68,11 @@ ExecStart=/bin/sh /usr/local/sbin/testnet-shell
 UNIT
 mkdir -p "$root/etc/systemd/system/multi-user.target.wants"
 ln -s /etc/systemd/system/testnet-shell.service "$root/etc/systemd/system/multi-user.target.wants/"
+# What would rule the network is there, for tests to start. A unit may be of one system only.
+for unit in ufw firewalld NetworkManager NetworkManager-wait-online NetworkManager-dispatcher nftables \
+  systemd-networkd.{service,socket} systemd-networkd-wait-online podman-auto-update.timer podman-restart; do
+  chroot "$root" systemctl --quiet disable "$unit" 2>>"$new/log" || true
+done
 for unit in apt-daily.timer apt-daily-upgrade.timer; do # they want a network
   ln -s /dev/null "$root/etc/systemd/system/$unit"
 done
