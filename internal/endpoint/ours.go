@@ -19,7 +19,7 @@ import (
 // ([UnknownPorts]), since tasks are on the bridge by then.
 func CheckOurs(host *link.Host, name string, bindings func() ([]*ecs.Binding, error)) error {
 	b, err := host.Bridge(name)
-	if errors.Is(err, unix.ENODEV) || b.Made {
+	if errors.Is(err, unix.ENODEV) || b.Made() {
 		return nil
 	}
 	if err != nil {

@@ -173,7 +173,7 @@ func ClearBridge(host *link.Host, b link.Bridge, gateways map[netip.Prefix]bool)
 	if err != nil {
 		return err
 	}
-	if b.Made && len(ports) == 0 {
+	if b.Made() && len(ports) == 0 {
 		return host.DelBridge(b)
 	}
 	addrs, err := host.Addrs(b.Index)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 
+	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 
 	"taskmeta/internal/ecs"
@@ -64,6 +65,19 @@ func Granted(b *ecs.Binding) (*current.Result, error) {
 		return nil, fmt.Errorf("the configuration of %s is for %d addresses: it has %v", b.Attachment, len(conf.addresses), b.Addrs)
 	}
 	return result(conf, b.Addrs), nil
+}
+
+// Routes are those that ADD answers with for a network configuration, none if ADD would
+// refuse it.
+func Routes(keys map[string]json.RawMessage) (all []*types.Route) {
+	conf, err := parseConfig(keys)
+	if err != nil {
+		return nil
+	}
+	for _, a := range conf.addresses {
+		all = append(all, a.routes...)
+	}
+	return all
 }
 
 // Path is where the bindings file of a network configuration is.

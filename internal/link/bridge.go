@@ -1,7 +1,6 @@
 package link
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"net"
@@ -35,8 +34,6 @@ type Bridge struct {
 	Index int
 	MAC   net.HardwareAddr
 	Up    bool
-	// Made is set for one that was made here, which its MAC says.
-	Made bool
 }
 
 // bridgeMAC is the MAC of the bridges made here. It is set, since a bridge would else
@@ -53,7 +50,7 @@ func (h *Host) Bridge(name string) (Bridge, error) {
 	if l.Kind != "bridge" {
 		return Bridge{}, fmt.Errorf("interface %s is a %s: expected a bridge, or no interface of that name", name, l.Kind)
 	}
-	return Bridge{Name: name, Index: l.Index, MAC: l.MAC, Up: l.Up, Made: bytes.Equal(l.MAC, bridgeMAC)}, nil
+	return Bridge{Name: name, Index: l.Index, MAC: l.MAC, Up: l.Up}, nil
 }
 
 // EnsureBridge makes the bridge, or takes the one that is there with the MAC that it has, and
@@ -86,7 +83,7 @@ func (h *Host) EnsureBridge(name string, mtu int) (Bridge, error) {
 // kernel does not say, and it forgets all neighbours on the bridge each time that one is set,
 // be it the same.
 func (h *Host) keepMAC(b Bridge) error {
-	if b.Made || b.MAC == nil {
+	if b.Made() || b.MAC == nil {
 		return nil
 	}
 	ports, err := h.Ports(b)
@@ -149,9 +146,6 @@ func (h *Host) EnsureAddr(b Bridge, p netip.Prefix) error {
 	return errors.Join(err, h.Do(rtnl.DelAddr(b.Index, p)))
 }
 
-// DelAddr takes an address of the bridge away.
-func (h *Host) DelAddr(b Bridge, p netip.Prefix) error { return h.Do(rtnl.DelAddr(b.Index, p)) }
-
 // OthersAddrs are the addresses of the bridge that were not given here, as far as the kernel
 // keeps that, and are not of its own making.
 func (h *Host) OthersAddrs(b Bridge) ([]netip.Prefix, error) {
@@ -164,6 +158,9 @@ func (h *Host) OthersAddrs(b Bridge) ([]netip.Prefix, error) {
 	}
 	return others, err
 }
+
+// DelAddr takes an address of the bridge away.
+func (h *Host) DelAddr(b Bridge, p netip.Prefix) error { return h.Do(rtnl.DelAddr(b.Index, p)) }
 
 // CheckAddrs names the first of the addresses that the bridge lacks.
 func (h *Host) CheckAddrs(b Bridge, want ...netip.Prefix) error {

@@ -1,6 +1,7 @@
 package link
 
 import (
+	"context"
 	"errors"
 	"net/netip"
 	"testing"
@@ -57,4 +58,58 @@ func TestAwaitUpWaitsForTheCarrier(t *testing.T) {
 		passesFrames(t, v.Name)
 		return err
 	})
+}
+
+// A bridge that an administrator made and set up has a carrier that never changed, for which
+// the kernel has no state: "unknown". There is nothing to wait for.
+func TestBridgeOfAnAdministratorIsUp(t *testing.T) {
+	t.Parallel()
+	for name, lines := range map[string][]string{
+		"up":                                  {"link add name br0 type bridge", "link set br0 up"},
+		"down":                                {"link add name br0 type bridge"},
+		"down, with a MAC address of its own": {"link add name br0 address 02:00:00:00:00:09 type bridge"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			host, ns := testnet.T(t), testnet.T(t)
+			for _, line := range lines {
+				runIP(t, host, line)
+			}
+			task, err := OpenTask(ns.Path())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer task.Close()
+			in(t, host, func(h *Host) error {
+				b, err := h.EnsureBridge("br0", 1500)
+				if err != nil {
+					return err
+				}
+				v, err := h.MakeVeth(task, attachment, b, 1500, bootclock.Now(), "strict")
+				if err != nil {
+					return err
+				}
+				started := time.Now()
+				if err := errors.Join(h.EnsureAddr(b, gateways[0]), task.SetUp(wanted), h.SetUp(v, b), task.Configure(wanted)); err != nil {
+					return err
+				}
+				if took := time.Since(started); took >= carrierTime {
+					t.Errorf("took %s, as long as is waited for a carrier", took)
+				}
+				return nil
+			})
+			l, err := host.Listen("tcp", "169.254.172.1:80")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+			defer cancel()
+			c, err := ns.DialContext(ctx, "tcp", "169.254.172.1:80")
+			if err != nil {
+				t.Fatal("the first packet is lost: ", err)
+			}
+			c.Close()
+		})
+	}
 }

@@ -31,6 +31,9 @@ func (h *Host) Join(v Veth, b Bridge) error {
 // BringUp brings the host's end up and does not wait until frames pass.
 func (h *Host) BringUp(v Veth) error { return h.Do(setUp(v.Name)) }
 
+// Made reports whether the bridge is one that was made here, by its MAC address.
+func (b Bridge) Made() bool { return bytes.Equal(b.MAC, bridgeMAC) }
+
 // DelBridge removes a bridge. One that is gone is as good as removed.
 func (h *Host) DelBridge(b Bridge) error { return h.Do(delLink("bridge "+b.Name, b.Index)) }
 

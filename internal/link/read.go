@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -89,8 +90,8 @@ func inspect(path string, read func(conn) error) error {
 // that is missing.
 func (t *Task) Check(want Interface) error { return t.check(want, false) }
 
-// CheckReach is [Task.Check] that takes any route to a destination for ours: where an
-// earlier plugin has made one, [Task.Configure] has left ours out.
+// CheckReach is [Task.Check] that takes any route to a destination for ours, be it of our
+// interface: whatever is there, [Task.Configure] leaves it.
 func (t *Task) CheckReach(want Interface) error { return t.check(want, true) }
 
 func (t *Task) check(want Interface, anyRoute bool) error {
@@ -110,68 +111,91 @@ func (t *Task) check(want Interface, anyRoute bool) error {
 	if err := t.checkAddrs(want.Name, l.Index, want.Addrs); err != nil {
 		return err
 	}
-	return t.checkRoutes(want.Routes, anyRoute)
+	return t.checkRoutes(want.Routes, l.Index, anyRoute)
 }
 
-// A routeKey is what routes are told apart by.
-type routeKey struct {
-	table   int
-	dst     netip.Prefix
-	gateway netip.Addr
+// A foundRoute is one that the task has.
+type foundRoute struct {
+	slot
+	gateway   netip.Addr
+	blackhole bool
+	index     int // of its interface, 0 if it has none or several
 }
 
-// checkRoutes looks for each route in the table that it is to be in, by destination and
-// gateway, or by the destination alone.
-func (t *Task) checkRoutes(want []Route, anyGateway bool) error {
+// A slot is what the kernel has one route for, as far as [Task.Configure] adds any.
+type slot struct {
+	table, priority int
+	dst             netip.Prefix
+}
+
+// slot is where the route is added.
+func (r Route) slot() slot {
+	s := slot{r.Table, r.Priority, r.Dst.Masked()}
+	if s.table == 0 {
+		s.table = unix.RT_TABLE_MAIN
+	}
+	if s.priority == 0 && r.Dst.Addr().Is6() {
+		s.priority = 1024 // IP6_RT_PRIO_USER
+	}
+	return s
+}
+
+// is reports whether a route that is there is this one of the interface of that index. The
+// first versions had the route to a gateway without it as its own next hop.
+func (r Route) is(f foundRoute, index int) bool {
+	if r.Blackhole || f.blackhole {
+		return r.Blackhole && f.blackhole
+	}
+	return f.index == index && (f.gateway == r.Gateway || r.toGateway() && !f.gateway.IsValid())
+}
+
+// checkRoutes looks for each route that the interface of that index is to have. One whose
+// destination is another interface's is not expected: [Task.Configure] left it out.
+func (t *Task) checkRoutes(want []Route, index int, anyRoute bool) error {
 	all, err := t.Ask(rtnl.NewStep(unix.RTM_GETROUTE, unix.NLM_F_DUMP, "listing the task's routes", &nl.RtMsg{}))
 	if err != nil {
 		return err
 	}
-	has := make(map[routeKey]bool)
+	found := make(map[slot][]foundRoute)
 	for _, message := range all {
-		k, err := readRoute(message)
+		f, err := readRoute(message)
 		if err != nil {
 			return fmt.Errorf("listing the task's routes: %w", err)
 		}
-		if anyGateway {
-			k.gateway = netip.Addr{}
-		}
-		has[k] = true
+		found[f.slot] = append(found[f.slot], f)
 	}
 	for _, r := range want {
-		table := r.Table
-		if table == 0 {
-			table = unix.RT_TABLE_MAIN
-		}
-		k := routeKey{table, r.Dst.Masked(), r.Gateway}
-		if anyGateway {
-			k.gateway = netip.Addr{}
-		}
-		if !has[k] {
+		if !slices.ContainsFunc(found[r.slot()], func(f foundRoute) bool {
+			return anyRoute || r.is(f, index) || !r.Blackhole && f.index != index
+		}) {
 			return fmt.Errorf("the task lacks the route %s", r)
 		}
 	}
 	return nil
 }
 
-func readRoute(message []byte) (k routeKey, err error) {
+func readRoute(message []byte) (f foundRoute, err error) {
 	m := nl.DeserializeRtMsg(message)
 	attrs, err := nl.ParseRouteAttr(message[m.Len():])
 	dst := netip.IPv4Unspecified()
 	if m.Family == unix.AF_INET6 {
 		dst = netip.IPv6Unspecified()
 	}
-	k.table = int(m.Table)
+	f.table, f.blackhole = int(m.Table), m.Type == unix.RTN_BLACKHOLE
 	for _, a := range attrs {
 		switch a.Attr.Type {
 		case unix.RTA_DST:
 			dst, _ = netip.AddrFromSlice(a.Value)
 		case unix.RTA_GATEWAY:
-			k.gateway, _ = netip.AddrFromSlice(a.Value)
+			f.gateway, _ = netip.AddrFromSlice(a.Value)
+		case unix.RTA_OIF:
+			f.index = int(binary.NativeEndian.Uint32(a.Value))
+		case unix.RTA_PRIORITY:
+			f.priority = int(binary.NativeEndian.Uint32(a.Value))
 		case unix.RTA_TABLE:
-			k.table = int(binary.NativeEndian.Uint32(a.Value))
+			f.table = int(binary.NativeEndian.Uint32(a.Value))
 		}
 	}
-	k.dst = netip.PrefixFrom(dst, int(m.Dst_len))
-	return k, err
+	f.dst = netip.PrefixFrom(dst, int(m.Dst_len))
+	return f, err
 }

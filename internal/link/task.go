@@ -91,8 +91,17 @@ func (t *Task) Configure(i Interface) error {
 	return t.Do(steps...)
 }
 
-// add is the step that adds the route to the interface of that index. A gateway in the
-// subnet of an address is on the link, even where another interface has the route to it.
+// onLink reports whether a gateway is on the interface's link, even where another interface
+// has the route to it: it is in the subnet of an address, or has a route by itself.
+func (i Interface) onLink(gateway netip.Addr) bool {
+	return slices.ContainsFunc(i.Addrs, func(p netip.Prefix) bool { return p.Contains(gateway) }) ||
+		slices.ContainsFunc(i.Routes, func(r Route) bool { return r.Gateway == gateway && r.toGateway() })
+}
+
+// toGateway reports whether the route is a gateway's own: by itself.
+func (r Route) toGateway() bool { return r.Dst.IsSingleIP() && r.Dst.Addr() == r.Gateway }
+
+// add is the step that adds the route to the interface of that index.
 func (r Route) add(i Interface, index int) rtnl.Step {
 	m := &nl.RtMsg{RtMsg: unix.RtMsg{
 		Family: uint8(rtnl.Family(r.Dst.Addr())), Dst_len: uint8(r.Dst.Bits()),
@@ -105,7 +114,7 @@ func (r Route) add(i Interface, index int) rtnl.Step {
 	case r.Blackhole:
 		m.Type = unix.RTN_BLACKHOLE
 	case r.Gateway.IsValid():
-		if slices.ContainsFunc(i.Addrs, func(p netip.Prefix) bool { return p.Contains(r.Gateway) }) {
+		if i.onLink(r.Gateway) {
 			m.Flags |= unix.RTNH_F_ONLINK
 		}
 		s.AddData(nl.NewRtAttr(unix.RTA_GATEWAY, r.Gateway.AsSlice()))

@@ -86,9 +86,10 @@ type Veth struct {
 }
 
 // MakeVeth makes the pair: the host's end as a port of the bridge and without IPv6, the
-// other in the task's namespace under the attachment's interface name, both down. The
-// error is [ecs.ErrHeld] for an attachment that has a pair, and [ErrNameTaken] where its
-// name is somebody else's.
+// other in the task's namespace under the attachment's interface name, both down. That one is
+// the last of the task's interfaces, whatever is added to it later. The error is
+// [ecs.ErrHeld] for an attachment that has a pair, and [ErrNameTaken] where its name is
+// somebody else's.
 func (h *Host) MakeVeth(t *Task, a ecs.Attachment, b Bridge, mtu int, now time.Duration, guard string) (Veth, error) {
 	name := HostName(a)
 	if n := len(a.Network) + len(a.Container); n > MaxNames(a) {
@@ -97,38 +98,88 @@ func (h *Host) MakeVeth(t *Task, a ecs.Attachment, b Bridge, mtu int, now time.D
 	if err := h.keepMAC(b); err != nil {
 		return Veth{}, err
 	}
-	size := nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(mtu)))
-	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
-	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
-	peer := info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(nl.VETH_INFO_PEER, nil)
-	nl.NewIfInfomsgChild(peer, unix.AF_UNSPEC)
-	peer.AddRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(a.IfName))
-	peer.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(t.NS.FD())))
-	peer.AddChild(size)
-
-	made := h.Try(
-		linkStep(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, "making veth "+name, nl.NewIfInfomsg(unix.AF_UNSPEC), name, size, macAttr(hostMAC(a)), info),
-		setLink("making "+name+" a port of "+b.Name, name,
-			nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(alias(a, now, guard))), nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(b.Index)))),
-	)
-	if err := made[0]; errors.Is(err, unix.EEXIST) {
-		if _, held := h.Link(name); held == nil {
-			return Veth{}, fmt.Errorf("veth %s exists: %w", name, ecs.ErrHeld)
-		}
-		return Veth{}, fmt.Errorf("%s: %w", a.IfName, ErrNameTaken)
-	} else if err != nil {
+	attach := setLink("making "+name+" a port of "+b.Name, name,
+		nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(alias(a, now, guard))), nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(b.Index))))
+	made, err := h.makePair(t, a, mtu, attach)
+	if err != nil {
 		return Veth{}, err
 	}
 	v, found, err := h.Veth(a)
 	if err == nil && !found {
 		err = fmt.Errorf("veth %s was removed while it was set up", name)
 	}
-	if err := errors.Join(made[1], err, h.disableIPv6(name)); err != nil {
+	if err := errors.Join(made, err, h.disableIPv6(name)); err != nil {
 		byName := linkStep(unix.RTM_DELLINK, 0, "removing veth "+name, nl.NewIfInfomsg(unix.AF_UNSPEC), name)
 		byName.Fine = unix.ENODEV
 		return Veth{}, errors.Join(err, h.Do(byName))
 	}
 	return v, nil
+}
+
+// The task's end has an index that is higher than any the kernel gives by itself, since it
+// counts up from 1 and goes on from there: programs that take the first interface of a
+// container for its own, as `hostname -I`, the JVM and what is built on it do, then never
+// take ours. Kernels before 6.9 list interfaces by the last eight bits of the index first, so
+// those are set: of 256 interfaces that come one is listed later all the same.
+const (
+	lastIndex     = 1_000_000_255
+	lastIndexStep = 256
+)
+
+// makePair makes both ends and lets attach follow in the same system call: a process that is
+// killed has done both or none. Attached is what became of the second.
+//
+// The kernel takes an index for the main device only, so that is the task's end, and the
+// host's its peer. With an index the kernel does not look for the main device's name in the
+// namespace of the socket either, where the host's own eth0 may be. Kernels before 6.13 look
+// there for the index instead.
+func (h *Host) makePair(t *Task, a ecs.Attachment, mtu int, attach rtnl.Step) (attached, err error) {
+	name := HostName(a)
+	size := nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(mtu)))
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
+	peer := info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(nl.VETH_INFO_PEER, nil)
+	nl.NewIfInfomsgChild(peer, unix.AF_UNSPEC)
+	peer.AddRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name))
+	peer.AddChild(size)
+	peer.AddChild(macAttr(hostMAC(a)))
+	main := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	for index := lastIndex; ; index += lastIndexStep {
+		if free, err := t.isFree(index); err != nil {
+			return nil, err
+		} else if !free {
+			continue
+		}
+		main.Index = int32(index)
+		made := h.Try(
+			linkStep(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, "making veth "+name, main, a.IfName,
+				nl.NewRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(t.NS.FD()))), size, info),
+			attach,
+		)
+		switch err := made[0]; {
+		case err == nil:
+			return made[1], nil
+		case errors.Is(err, unix.EBUSY): // another ADD has taken the index since
+		case errors.Is(err, unix.EEXIST):
+			if _, held := h.Link(name); held == nil {
+				return nil, fmt.Errorf("veth %s exists: %w", name, ecs.ErrHeld)
+			}
+			if free, freeErr := h.isFree(index); freeErr != nil || free {
+				return nil, fmt.Errorf("%s: %w", a.IfName, errors.Join(ErrNameTaken, freeErr))
+			}
+		default:
+			return nil, err
+		}
+	}
+}
+
+// isFree reports whether no interface has the index.
+func (c conn) isFree(index int) (bool, error) {
+	_, err := c.LinkAt(index)
+	if errors.Is(err, unix.ENODEV) {
+		return true, nil
+	}
+	return false, err
 }
 
 // SetUp brings the host's end up, the other being up, and returns when the task's frames

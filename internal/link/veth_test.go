@@ -2,6 +2,7 @@ package link
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"taskmeta/internal/dev/testnet"
 	"taskmeta/internal/ecs"
 )
 
@@ -174,4 +176,115 @@ func TestVethOfSomebodyElseIsNotOurs(t *testing.T) {
 		}
 		return err
 	})
+}
+
+// indices are those of the interfaces of a namespace, by name.
+func indices(t *testing.T, ns *testnet.Namespace) map[string]int {
+	t.Helper()
+	all := make(map[string]int)
+	if err := ns.Do(func() error {
+		links, err := netlink.LinkList()
+		for _, l := range links {
+			all[l.Attrs().Name] = l.Attrs().Index
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// The task's end comes after every other interface of the task, whatever is added later, and
+// whatever the host has.
+func TestTasksEndIsTheLastInterface(t *testing.T) {
+	t.Parallel()
+	host, ns := testnet.T(t), testnet.T(t)
+	for _, busy := range []*testnet.Namespace{host, ns} { // which has the index already
+		runIP(t, busy, fmt.Sprintf("link add busy index %d type veth peer name peer", lastIndex))
+	}
+	runIP(t, host, fmt.Sprintf("link add eth0 index %d type veth peer name eth1", lastIndex+lastIndexStep))
+	task, err := OpenTask(ns.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer task.Close()
+	second := attachment
+	second.IfName = "eth1"
+	in(t, host, func(h *Host) error {
+		b, err := h.EnsureBridge("br0", 1500)
+		if err != nil {
+			return err
+		}
+		add := func(a ecs.Attachment) Veth {
+			v, err := h.MakeVeth(task, a, b, 1500, time.Hour, "strict")
+			if err != nil {
+				t.Error(err)
+			}
+			return v
+		}
+		first := add(attachment)
+		add(second)
+		runIP(t, ns, "link add later type veth peer name peer2")
+		has := indices(t, ns)
+		if last := max(has["later"], has["peer2"], has["busy"]); has["eth0"] <= last || has["eth1"] <= last || has["later"] >= lastIndex {
+			t.Errorf("the interfaces of the task are %v", has)
+		}
+		was := has["eth0"]
+		if err := h.DelVeth(first, func() error { return nil }); err != nil {
+			return err
+		}
+		if add(attachment); indices(t, ns)["eth0"] != was {
+			t.Errorf("made anew, eth0 is %d: it was %d", indices(t, ns)["eth0"], was)
+		}
+		for name, index := range indices(t, host) {
+			if strings.HasPrefix(name, "ecsv") && index >= lastIndex {
+				t.Errorf("the host's end has the index %d", index)
+			}
+		}
+		return nil
+	})
+}
+
+// Attachments that are added to one namespace at once take an index each.
+func TestManyPairsOfOneTask(t *testing.T) {
+	t.Parallel()
+	host, ns := testnet.T(t), testnet.T(t)
+	var b Bridge
+	in(t, host, func(h *Host) (err error) {
+		b, err = h.EnsureBridge("br0", 1500)
+		return err
+	})
+	const n = 8
+	errs := make(chan error, n)
+	for i := range n {
+		go func() {
+			errs <- func() error {
+				task, err := OpenTask(ns.Path())
+				if err != nil {
+					return err
+				}
+				defer task.Close()
+				return host.Do(func() error {
+					h, err := current(t)
+					if err != nil {
+						return err
+					}
+					defer h.Close()
+					_, err = h.MakeVeth(task, ecs.Attachment{Network: "n", Container: "c", IfName: fmt.Sprint("eth", i)}, b, 1500, time.Hour, "strict")
+					return err
+				})
+			}()
+		}()
+	}
+	for range n {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	has := indices(t, ns)
+	for i := range n {
+		if has[fmt.Sprint("eth", i)] < lastIndex {
+			t.Errorf("the interfaces of the task are %v", has)
+		}
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 
 	"taskmeta/internal/cniedge"
 	"taskmeta/internal/ipam"
@@ -21,11 +22,9 @@ func Open(conf []byte, named string) (ns *netns.NS, pin string, err error) {
 	}
 	path := named
 	if path == "" {
-		db, err := ipam.Path(conf)
-		if err != nil {
-			return own, "", nil // ecs-ipam says what is wrong; another plugin has no such key
+		if path = beside(conf); path == "" {
+			return own, "", nil
 		}
-		path = netns.PinPath(db)
 	}
 	ns, err = netns.Pinned(path)
 	switch {
@@ -40,4 +39,61 @@ func Open(conf []byte, named string) (ns *netns.NS, pin string, err error) {
 	}
 	shown, _ := json.Marshal(named)
 	return nil, "", cniedge.BadKey("netns", shown, netnsExpected)
+}
+
+// OpenAll opens every network namespace in which a port may stand by now: the one that
+// [Open] finds comes first, then the plugin's own and the pinned one. A resolver may have
+// come since, an upgrade, or another value of the key. What is missing is left out.
+func OpenAll(conf []byte, named string) (all []*netns.NS, err error) {
+	own, err := netns.Own()
+	if err != nil {
+		return nil, err
+	}
+	pinned := func(path string) error {
+		if path == "" || path == OnHost {
+			return nil
+		}
+		ns, err := netns.Pinned(path)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil
+		case err != nil:
+			return fmt.Errorf("opening the endpoint's network namespace: %w", err)
+		case slices.ContainsFunc(append(all, own), func(n *netns.NS) bool { return n.ID() == ns.ID() }):
+			return ns.Close()
+		}
+		all = append(all, ns)
+		return nil
+	}
+	if err := pinned(named); err != nil {
+		return nil, err
+	}
+	if named == OnHost {
+		all = append(all, own)
+	}
+	if err := pinned(beside(conf)); err != nil {
+		return nil, err
+	}
+	if named != OnHost {
+		all = append(all, own)
+	}
+	return all, nil
+}
+
+// beside is the path of the pin beside the bindings file, "" if it is not known where that
+// is: ecs-ipam says what is wrong with its key, and another plugin has no such key.
+func beside(conf []byte) string {
+	db, err := ipam.Path(conf)
+	if err != nil {
+		return ""
+	}
+	return netns.PinPath(db)
+}
+
+// Named is what a network namespace is called in messages.
+func Named(ns *netns.NS) string {
+	if own, err := netns.Own(); err == nil && ns.ID() == own.ID() {
+		return "the plugin's own network namespace"
+	}
+	return ns.Path()
 }

@@ -20,12 +20,12 @@ var imds = []netip.Prefix{
 
 // Interface is what the task's interface is to have. Its routes are the gateways', then the
 // IPAM plugin's, as AWS's plugin has them: nothing else of the subnet is on the link, unless
-// the configuration says so.
+// the configuration says so. As theirs is, the route to a gateway is by itself.
 func (c *Config) Interface(name string, g Grant) link.Interface {
 	i := link.Interface{Name: name, MAC: ecs.MAC(g.Addrs[0].Addr()), Addrs: g.Addrs}
 	for n, addr := range g.Addrs {
 		gateway := g.Gateways[n].Addr()
-		i.Routes = append(i.Routes, link.Route{Dst: netip.PrefixFrom(gateway, gateway.BitLen())})
+		i.Routes = append(i.Routes, link.Route{Dst: netip.PrefixFrom(gateway, gateway.BitLen()), Gateway: gateway})
 		onLink := c.OnLink6
 		if gateway.Is4() {
 			onLink = c.OnLink4

@@ -21,8 +21,10 @@ type Link struct {
 	Loopback, Up      bool
 	// Carrier is set while it is up, and so is what it is connected to; it says so at once.
 	Carrier bool
-	// Passes is set once frames pass: it is up, and so is what it is connected to. A bridge
-	// whose carrier has never changed since it was made is in no known state, and passes them.
+	// Passes is set once frames pass: it is up, and so is what it is connected to. The kernel
+	// says so by the state "up", and by "unknown" of an interface whose carrier has been there
+	// since it was made, such as a bridge that somebody else has set up. A carrier that has
+	// changed is in effect only once the state has followed.
 	Passes bool
 	// Master is the index of the bridge whose port it is, or 0.
 	Master int
@@ -103,6 +105,7 @@ func readLink(message []byte) (Link, error) {
 	info := nl.DeserializeIfInfomsg(message)
 	l := Link{Index: int(info.Index), Loopback: info.Flags&unix.IFF_LOOPBACK != 0, Up: info.Flags&unix.IFF_UP != 0, Carrier: info.Flags&unix.IFF_LOWER_UP != 0, PeerNetns: -1}
 	var state byte
+	changed := false // the carrier, ever
 	for _, a := range attrs {
 		switch a.Attr.Type &^ unix.NLA_F_NESTED {
 		case unix.IFLA_IFNAME:
@@ -113,6 +116,8 @@ func readLink(message []byte) (Link, error) {
 			l.MAC = a.Value
 		case unix.IFLA_OPERSTATE:
 			state = a.Value[0]
+		case unix.IFLA_CARRIER_CHANGES:
+			changed = number(a) != 0
 		case unix.IFLA_MASTER:
 			l.Master = number(a)
 		case unix.IFLA_LINK:
@@ -127,7 +132,7 @@ func readLink(message []byte) (Link, error) {
 			}
 		}
 	}
-	l.Passes = state == operUp || state == operUnknown && l.Kind == "bridge" && l.Carrier
+	l.Passes = state == operUp || state == operUnknown && l.Carrier && !changed
 	return l, nil
 }
 

@@ -41,7 +41,7 @@ func add(ctx context.Context, r *cniedge.Request) (result *current.Result, err e
 		return nil, err
 	}
 	defer release()
-	host, task, err := open(r, conf.Netns)
+	host, pin, task, err := open(r, conf.Netns)
 	if err != nil {
 		return nil, err
 	}
@@ -55,6 +55,7 @@ func add(ctx context.Context, r *cniedge.Request) (result *current.Result, err e
 	if err != nil {
 		return nil, err
 	}
+	p.pin = pin
 	want, err := conf.Build(host, task, p.bridge, p.veth, r.IfName, p.Grant)
 	if err != nil {
 		return nil, err
@@ -75,28 +76,55 @@ func lock(ctx context.Context, r *cniedge.Request, plugin string, of ...ecs.Atta
 	return port.Lock(ctx, db, of...)
 }
 
-// open opens the host's network namespace and the task's, for a verb that cannot do
-// without it.
-func open(r *cniedge.Request, named string) (*link.Host, *link.Task, error) {
-	task, err := link.OpenTask(r.Netns)
-	if err != nil {
-		return nil, nil, types.NewError(types.ErrInvalidNetNS, fmt.Sprintf("CNI_NETNS is %q: expected the path of a network namespace: %s", r.Netns, err), "")
+// open opens the network namespace of the bridge, whose pin is "" for the plugin's own, and
+// the task's, for a verb that cannot do without it.
+func open(r *cniedge.Request, named string) (host *link.Host, pin string, task *link.Task, err error) {
+	refuse := func(expected string) error {
+		return types.NewError(types.ErrInvalidNetNS, fmt.Sprintf("CNI_NETNS is %q%s", r.Netns, expected), "")
 	}
-	host, err := openHost(r, named)
+	task, err = link.OpenTask(r.Netns)
+	if err != nil {
+		return nil, "", nil, refuse(fmt.Sprintf(": expected the path of a network namespace: %s", err))
+	}
+	ns, pin, err := port.Open(r.Config, named)
+	switch {
+	case err != nil:
+	case ns.ID() == task.NS.ID():
+		err = refuse(", which is the endpoint's network namespace: expected the task's")
+	default:
+		host, err = link.Open(ns)
+	}
 	if err != nil {
 		task.Close()
-		return nil, nil, err
+		return nil, "", nil, err
 	}
-	return host, task, nil
+	return host, pin, task, nil
 }
 
-// openHost opens the network namespace in which the bridge stands, until the process ends.
-func openHost(r *cniedge.Request, named string) (*link.Host, error) {
-	ns, _, err := port.Open(r.Config, named)
+// hosts are the network namespaces in which a port may stand.
+type hosts []*link.Host
+
+// openHosts opens all of them, until the process ends.
+func openHosts(r *cniedge.Request, named string) (all hosts, err error) {
+	spaces, err := port.OpenAll(r.Config, named)
 	if err != nil {
 		return nil, err
 	}
-	return link.Open(ns)
+	for _, ns := range spaces {
+		host, err := link.Open(ns)
+		if err != nil {
+			all.close()
+			return nil, err
+		}
+		all = append(all, host)
+	}
+	return all, nil
+}
+
+func (h hosts) close() {
+	for _, host := range h {
+		host.Close()
+	}
 }
 
 // A pair is a veth pair on a bridge, with the addresses to go with it.
@@ -104,6 +132,7 @@ type pair struct {
 	port.Grant
 	bridge link.Bridge
 	veth   link.Veth
+	pin    string // of the network namespace that both stand in, "" for the plugin's own
 }
 
 // connect asks the IPAM plugin for addresses and meanwhile makes bridge and veth pair.
@@ -160,8 +189,8 @@ func merge(prev *current.Result, p pair, r *cniedge.Request, mac net.HardwareAdd
 	}
 	own := len(out.Interfaces) + 2 // the index of the task's end
 	out.Interfaces = append(out.Interfaces,
-		&current.Interface{Name: p.bridge.Name, Mac: p.bridge.MAC.String()},
-		&current.Interface{Name: p.veth.Name, Mac: p.veth.MAC.String(), Mtu: mtu},
+		&current.Interface{Name: p.bridge.Name, Mac: p.bridge.MAC.String(), Sandbox: p.pin},
+		&current.Interface{Name: p.veth.Name, Mac: p.veth.MAC.String(), Mtu: mtu, Sandbox: p.pin},
 		&current.Interface{Name: r.IfName, Mac: mac.String(), Mtu: mtu, Sandbox: r.Netns},
 	)
 	for _, ip := range p.Result.IPs {

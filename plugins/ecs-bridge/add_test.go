@@ -26,19 +26,19 @@ func TestConfigurationsOfAWS(t *testing.T) {
 	tests := map[string]struct{ file, addrs, routes string }{
 		"IPv4": {
 			file: "bridge-aws-ipv4.json", addrs: "169.254.172.2/22",
-			routes: "169.254.170.2 via 169.254.172.1\n169.254.172.1 scope link",
+			routes: "169.254.170.2 via 169.254.172.1 onlink\n169.254.172.1 via 169.254.172.1 onlink",
 		},
 		"IPv6": {
 			file: "bridge-aws-ipv6.json", addrs: "2001:db8::2/64",
-			routes: "2001:db8::1 metric 1024\nfd00:ec2::254 via 2001:db8::1 metric 1024",
+			routes: "2001:db8::1 via 2001:db8::1 metric 1024 onlink\nfd00:ec2::254 via 2001:db8::1 metric 1024 onlink",
 		},
 		"both": {
 			file: "bridge-aws-dual.json", addrs: "169.254.172.2/22\n2001:db8::2/64",
-			routes: "169.254.170.2 via 169.254.172.1\n169.254.172.1 scope link\n2001:db8::1 metric 1024\nfd00:ec2::254 via 2001:db8::1 metric 1024",
+			routes: "169.254.170.2 via 169.254.172.1 onlink\n169.254.172.1 via 169.254.172.1 onlink\n2001:db8::1 via 2001:db8::1 metric 1024 onlink\nfd00:ec2::254 via 2001:db8::1 metric 1024 onlink",
 		},
 		"a subnet on the link, no instance metadata": {
 			file: "bridge-aws-daemon.json", addrs: "169.254.172.2/22",
-			routes: "169.254.170.2 via 169.254.172.1\n169.254.172.0/24 scope link\n169.254.172.1 scope link\nblackhole 169.254.169.254",
+			routes: "169.254.170.2 via 169.254.172.1 onlink\n169.254.172.0/24 scope link\n169.254.172.1 via 169.254.172.1 onlink\nblackhole 169.254.169.254",
 		},
 	}
 	for name, test := range tests {
@@ -54,7 +54,7 @@ func TestConfigurationsOfAWS(t *testing.T) {
 			if got := task.Sh(t, `ip -o addr show dev eth0 | tr -s ' ' | cut -d' ' -f4`); got != test.addrs {
 				t.Errorf("addresses\n%s\nwant\n%s", got, test.addrs)
 			}
-			got := task.Sh(t, `(ip route show; ip -6 route show) | sed -e 's/ dev [a-z0-9]*//; s/ proto static//; s/ pref medium//; s/ onlink//; s/ *$//' | sort`)
+			got := task.Sh(t, `(ip route show; ip -6 route show) | sed -e 's/ dev [a-z0-9]*//; s/ proto static//; s/ pref medium//; s/ *$//' | sort`)
 			if got != test.routes {
 				t.Errorf("routes\n%s\nwant\n%s", got, test.routes)
 			}

@@ -12,7 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"taskmeta/internal/cniedge"
+	"taskmeta/internal/ipam"
 	"taskmeta/internal/link"
+	"taskmeta/internal/netns"
 	"taskmeta/internal/port"
 )
 
@@ -39,20 +41,27 @@ func check(ctx context.Context, r *cniedge.Request) error {
 
 // checkLinks names the first thing that is not as ADD left it.
 func checkLinks(r *cniedge.Request, conf *port.Config, prev *current.Result) error {
-	own := slices.IndexFunc(prev.Interfaces, func(i *current.Interface) bool { return i.Name == r.IfName && i.Sandbox != "" })
+	own := ownInterface(r, prev)
 	if own < 0 {
-		return fmt.Errorf("prevResult has no interface %s", r.IfName)
+		return fmt.Errorf("prevResult has no interface %s in %s", r.IfName, r.Netns)
 	}
-	g, err := given(prev, own)
+	g, err := given(r, conf, prev, own)
 	if err != nil {
 		return err
 	}
-	host, task, err := open(r, conf.Netns)
+	host, _, task, err := open(r, conf.Netns)
 	if err != nil {
 		return err
 	}
 	defer host.Close()
 	defer task.Close()
+	v, ok, err := host.Veth(r.Attachment)
+	if err == nil && !ok {
+		err = checkElsewhere(r, conf, host)
+	}
+	if err != nil {
+		return err
+	}
 	bridge, err := host.Bridge(conf.Bridge)
 	if err != nil {
 		return err
@@ -60,10 +69,7 @@ func checkLinks(r *cniedge.Request, conf *port.Config, prev *current.Result) err
 	if err := host.CheckAddrs(bridge, append(g.Gateways, link.Endpoint)...); err != nil {
 		return err
 	}
-	v, ok, err := host.Veth(r.Attachment)
 	switch {
-	case err != nil:
-		return err
 	case !ok:
 		return fmt.Errorf("veth %s is missing", link.HostName(r.Attachment))
 	case v.Bridge != bridge.Index:
@@ -81,13 +87,65 @@ func checkLinks(r *cniedge.Request, conf *port.Config, prev *current.Result) err
 	return conf.Guarded(bridge, v, g, want).Check(host.Conn)
 }
 
-// given is the part of a result that belongs to the interface of that index: its
-// addresses, and all of the routes, which name no interface.
-func given(prev *current.Result, own int) (port.Grant, error) {
-	part := &current.Result{Routes: prev.Routes}
+// checkElsewhere reports a port that stands in another network namespace than the bridge.
+func checkElsewhere(r *cniedge.Request, conf *port.Config, host *link.Host) error {
+	others, err := openHosts(r, conf.Netns)
+	if err != nil {
+		return err
+	}
+	defer others.close()
+	for _, other := range others {
+		v, ok, err := other.Veth(r.Attachment)
+		if err != nil {
+			return err
+		}
+		if ok && other.NS.ID() != host.NS.ID() {
+			return fmt.Errorf("veth %s stands in %s: expected in %s", v.Name, port.Named(other.NS), port.Named(host.NS))
+		}
+	}
+	return nil
+}
+
+// ownInterface is the index of the task's end of the pair in a result, -1 if it has none.
+// Other interfaces may have its name: the host's, and those of other namespaces.
+func ownInterface(r *cniedge.Request, prev *current.Result) int {
+	task, taskErr := netns.Identify(r.Netns)
+	return slices.IndexFunc(prev.Interfaces, func(i *current.Interface) bool {
+		if i == nil || i.Name != r.IfName || i.Sandbox == "" {
+			return false
+		}
+		if i.Sandbox == r.Netns {
+			return true
+		}
+		id, err := netns.Identify(i.Sandbox) // another path of the same
+		return err == nil && taskErr == nil && id == task
+	})
+}
+
+// given is the part of a result that belongs to the interface of that index: its addresses,
+// and those of the routes that are ours. The rest is of other plugins of the chain, which
+// check it themselves.
+func given(r *cniedge.Request, conf *port.Config, prev *current.Result, own int) (port.Grant, error) {
+	part := &current.Result{}
+	others := make(map[bool]bool) // whether other plugins gave addresses of IPv4, of IPv6
 	for _, ip := range prev.IPs {
-		if ip.Interface != nil && *ip.Interface == own {
+		switch {
+		case ip == nil:
+		case ip.Interface != nil && *ip.Interface == own:
 			part.IPs = append(part.IPs, ip)
+		default:
+			others[ip.Address.IP.To4() != nil] = true
+		}
+	}
+	configured := conf.IPAM == ipam.Name
+	routes := ipam.Routes(r.Keys)
+	for _, route := range prev.Routes {
+		switch {
+		case route == nil:
+		case slices.ContainsFunc(part.IPs, func(ip *current.IPConfig) bool { return ip.Address.Contains(route.GW) }),
+			configured && slices.ContainsFunc(routes, func(c *types.Route) bool { return sameRoute(c, route) }),
+			!configured && !others[route.Dst.IP.To4() != nil]:
+			part.Routes = append(part.Routes, route)
 		}
 	}
 	g, err := port.NewGrant(part)
@@ -95,6 +153,11 @@ func given(prev *current.Result, own int) (port.Grant, error) {
 		return port.Grant{}, fmt.Errorf("prevResult: %w", err)
 	}
 	return g, nil
+}
+
+// sameRoute reports whether two routes have the same destination and next hop.
+func sameRoute(a, b *types.Route) bool {
+	return a.Dst.IP.Equal(b.Dst.IP) && slices.Equal(a.Dst.Mask, b.Dst.Mask) && a.GW.Equal(b.GW)
 }
 
 // status says whether an ADD could be served, as far as can be told without one, and
@@ -111,12 +174,18 @@ func status(ctx context.Context, r *cniedge.Request) error {
 	if err := privileged(); err != nil {
 		return err
 	}
-	host, err := openHost(r, conf.Netns)
+	if _, _, err := port.Open(r.Config, conf.Netns); err != nil {
+		return err // such as a key that names what is missing
+	}
+	all, err := openHosts(r, conf.Netns)
 	if err != nil {
 		return err
 	}
-	defer host.Close()
-	if err := checkBridge(host, conf.Bridge, r.Network); err != nil {
+	defer all.close()
+	if err := checkBridge(all[0], conf.Bridge, r.Network); err != nil {
+		return err
+	}
+	if err := checkPlace(all, r.Network); err != nil {
 		return err
 	}
 	_, err = plugin.do(ctx, "STATUS")
@@ -133,15 +202,9 @@ func checkBridge(host *link.Host, name, network string) error {
 	case err == nil:
 		err = fmt.Errorf("bridge %s is down", name)
 	}
-	veths, listErr := host.Veths()
+	cut, listErr := count(host, network)
 	if listErr != nil {
 		return errors.Join(err, listErr)
-	}
-	cut := 0
-	for _, v := range veths {
-		if v.Attachment.Network == network {
-			cut++
-		}
 	}
 	switch {
 	case cut > 0:
@@ -150,6 +213,33 @@ func checkBridge(host *link.Host, name, network string) error {
 		return nil
 	}
 	return err
+}
+
+// checkPlace reports attachments that stand in another network namespace than the bridge,
+// where a resolver moves them while it runs: code 51.
+func checkPlace(all hosts, network string) error {
+	for _, other := range all[1:] {
+		n, err := count(other, network)
+		if err != nil {
+			return err
+		}
+		if n > 0 {
+			return types.NewError(types.ErrLimitedConnectivity, fmt.Sprintf("%d attachments of network %s stand in %s: expected in %s, where a resolver moves them while it runs",
+				n, network, port.Named(other.NS), port.Named(all[0].NS)), "")
+		}
+	}
+	return nil
+}
+
+// count is the number of a network's attachments that stand there.
+func count(host *link.Host, network string) (n int, err error) {
+	veths, err := host.Veths()
+	for _, v := range veths {
+		if v.Attachment.Network == network {
+			n++
+		}
+	}
+	return n, err
 }
 
 // privileged reports the capability that an ADD would fail for the lack of.

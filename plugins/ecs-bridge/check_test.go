@@ -57,7 +57,7 @@ func TestCheckPassesTheBindingOn(t *testing.T) {
 	}
 	ipam := h.call("DEL", "c1", task.Path(), conf())
 	ipam.Program = filepath.Join(bin, "ecs-ipam")
-	if _, err := ipam.Run(t.Context(), h.Namespace); err != nil {
+	if _, err := h.run(ipam); err != nil {
 		t.Fatal(err)
 	}
 	h.refused(t, "CHECK", "c1", task.Path(), conf(`"prevResult": `+string(result)), cniedge.CodeMismatch, "no binding")

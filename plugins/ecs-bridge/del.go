@@ -30,55 +30,33 @@ func del(ctx context.Context, r *cniedge.Request) error {
 		return err
 	}
 	defer release()
-	host, v, ok, err := find(r, place)
+	all, err := openHosts(r, place.Netns)
 	if err != nil {
 		return err
 	}
-	defer host.Close()
-	if ok && v.Since >= before {
-		return nil
-	}
-	rest := func() error {
-		if err := guard.Remove(host.Conn, place.Bridge, link.HostName(r.Attachment), ok && guarded(v)); err != nil {
+	defer all.close()
+	rest := func() error { return giveBack(ctx, r, place.IPAM, "DEL") }
+	for _, host := range slices.Backward(all) {
+		v, ok, err := host.Veth(r.Attachment)
+		if err != nil {
 			return err
 		}
-		return giveBack(ctx, r, place.IPAM, "DEL")
-	}
-	if !ok {
-		return rest()
-	}
-	return host.DelVeth(v, rest)
-}
-
-// find opens the network namespace that has the attachment's veth: the one that the
-// configuration means; or else the plugin's own or the pinned one, because an ADD may have
-// been before there was a pin, or by another configuration. If none has it, it is the first.
-func find(r *cniedge.Request, place port.Place) (host *link.Host, v link.Veth, ok bool, err error) {
-	for i, named := range []string{place.Netns, port.OnHost, ""} {
-		other, err := openHost(r, named)
-		if err != nil && i > 0 {
-			continue // it is only looked in
+		if ok && v.Since >= before {
+			return nil
 		}
-		if err != nil {
-			return nil, v, false, err
-		}
-		if v, ok, err = other.Veth(r.Attachment); err != nil {
-			other.Close()
-			return nil, v, false, err
+		then := rest
+		rest = func() error {
+			if err := guard.Remove(host.Conn, place.Bridge, link.HostName(r.Attachment), ok && guarded(v)); err != nil {
+				return err
+			}
+			return then()
 		}
 		if ok {
-			if host != nil {
-				host.Close()
-			}
-			return other, v, true, nil
-		}
-		if host == nil {
-			host = other
-		} else {
-			other.Close()
+			meanwhile := rest
+			rest = func() error { return host.DelVeth(v, meanwhile) }
 		}
 	}
-	return host, v, false, nil
+	return rest()
 }
 
 // guarded reports whether an attachment's port was given a guard.
@@ -124,19 +102,22 @@ func collect(ctx context.Context, r *cniedge.Request) error {
 // free later.
 func removeStale(ctx context.Context, r *cniedge.Request, place port.Place, stale func(link.Veth) bool) (release func(), err error) {
 	release = func() {}
-	host, err := openHost(r, place.Netns)
+	all, err := openHosts(r, place.Netns)
 	if err != nil {
 		return release, err
 	}
-	defer host.Close()
-	veths, err := host.Veths()
-	if err != nil {
-		return release, err
-	}
-	veths = slices.DeleteFunc(veths, func(v link.Veth) bool { return !stale(v) })
+	defer all.close()
 	var of []ecs.Attachment
-	for _, v := range veths {
-		of = append(of, v.Attachment)
+	ports := make([][]link.Veth, len(all))
+	for i, host := range all {
+		veths, err := host.Veths()
+		if err != nil {
+			return release, err
+		}
+		ports[i] = slices.DeleteFunc(veths, func(v link.Veth) bool { return !stale(v) })
+		for _, v := range ports[i] {
+			of = append(of, v.Attachment)
+		}
 	}
 	if len(of) > 0 {
 		if release, err = lock(ctx, r, place.IPAM, of...); err != nil {
@@ -144,9 +125,12 @@ func removeStale(ctx context.Context, r *cniedge.Request, place port.Place, stal
 		}
 	}
 	var errs []error
-	for _, v := range veths {
-		slog.Info("removing", "container", v.Attachment.Container, "ifname", v.Attachment.IfName, "veth", v.Name)
-		errs = append(errs, port.Detach(host, place.Bridge, v))
+	for i, host := range all {
+		for _, v := range ports[i] {
+			slog.Info("removing", "container", v.Attachment.Container, "ifname", v.Attachment.IfName, "veth", v.Name)
+			errs = append(errs, port.Detach(host, place.Bridge, v))
+		}
+		errs = append(errs, guard.Sweep(host.Conn, place.Bridge))
 	}
-	return release, errors.Join(append(errs, guard.Sweep(host.Conn, place.Bridge))...)
+	return release, errors.Join(errs...)
 }

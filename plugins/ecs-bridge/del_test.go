@@ -85,17 +85,19 @@ func TestDelReportsTheIPAMPluginsFailure(t *testing.T) {
 // same: the DEL after it leaves nothing.
 func TestDelBesideAdd(t *testing.T) {
 	t.Parallel()
-	h, task := newHost(t), testnet.T(t)
-	before := h.things(t)
-	for round := range testnet.Soak(60, 1000) {
-		name := fmt.Sprintf("c%d", round)
-		var both sync.WaitGroup
-		both.Go(func() { _, _ = h.call("ADD", name, task.Path(), conf()).Run(t.Context(), h.Namespace) }) // it may succeed or not
-		both.Go(func() { _, _ = h.call("DEL", name, task.Path(), conf()).Run(t.Context(), h.Namespace) })
-		both.Wait()
-		h.must(t, "DEL", name, task.Path(), conf())
-	}
-	h.left(t, before)
+	onBoth(t, func(t *testing.T, h *host) {
+		task := testnet.T(t)
+		before := h.things(t)
+		for round := range testnet.Soak(60, 1000) {
+			name := fmt.Sprintf("c%d", round)
+			var both sync.WaitGroup
+			both.Go(func() { _, _ = h.run(h.call("ADD", name, task.Path(), conf())) }) // it may succeed or not
+			both.Go(func() { _, _ = h.run(h.call("DEL", name, task.Path(), conf())) })
+			both.Wait()
+			h.must(t, "DEL", name, task.Path(), conf())
+		}
+		h.left(t, before)
+	})
 }
 
 // What only the IPAM plugin can free, DEL says so and goes on saying, and all else is gone.
@@ -136,7 +138,7 @@ func TestDelAsTheECSAgentDoes(t *testing.T) {
 	}
 	free := h.call("DEL", "pause", task.Path(), keys("ecs-ipam", strings.Replace(ipam, `"id"`, `"ipv4-address": "`+address(t, result)+`", "id"`, 1)))
 	free.Program = filepath.Join(bin, "ecs-ipam")
-	if _, err := free.Run(t.Context(), h.Namespace); err != nil {
+	if _, err := h.run(free); err != nil {
 		t.Fatal(err)
 	}
 	h.left(t, before)

@@ -38,7 +38,7 @@ func TestRouteComesWhenTheWayIsOpen(t *testing.T) {
 		}
 		added := make(chan error, 1)
 		go func() {
-			_, err := h.call("ADD", "c1", task.Path(), conf()).Run(t.Context(), h.Namespace)
+			_, err := h.run(h.call("ADD", "c1", task.Path(), conf()))
 			added <- err
 		}()
 		awaitRoute(t, events)

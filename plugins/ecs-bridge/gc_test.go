@@ -15,45 +15,46 @@ import (
 
 func TestGCKeepsWhatIsValid(t *testing.T) {
 	t.Parallel()
-	h := newHost(t)
-	other := strings.Replace(conf(), "ecs-task", "another", 1)
-	tasks := make(map[string]*testnet.Namespace)
-	for i := range 8 {
-		name := fmt.Sprintf("c%d", i)
-		tasks[name] = testnet.T(t)
-		h.must(t, "ADD", name, tasks[name].Path(), conf())
-	}
-	task := testnet.T(t)
-	h.must(t, "ADD", "c0", task.Path(), other)
-	h.Sh(t, "ip link add ecsv-mine type veth peer name peer")
-
-	var valid []types.GCAttachment
-	for i := range 4 {
-		valid = append(valid, types.GCAttachment{ContainerID: fmt.Sprintf("c%d", i), IfName: "eth0"})
-	}
-	list, err := json.Marshal(valid)
-	if err != nil {
-		t.Fatal(err)
-	}
-	h.must(t, "GC", "", "", conf()) // without a list there is nothing to go by
-	if n := len(h.bindings(t)); n != 9 {
-		t.Errorf("without a list %d of 9 bindings are kept", n)
-	}
-	h.must(t, "GC", "", "", conf(`"cni.dev/valid-attachments": `+string(list)))
-	for i := range 8 {
-		name := fmt.Sprintf("c%d", i)
-		if i < 4 {
-			reach(t, h, tasks[name])
-		} else if out := tasks[name].Sh(t, "ip -o link"); strings.Contains(out, "eth0") {
-			t.Errorf("%s has its interface still", name)
+	onBoth(t, func(t *testing.T, h *host) {
+		other := strings.Replace(conf(), "ecs-task", "another", 1)
+		tasks := make(map[string]*testnet.Namespace)
+		for i := range 8 {
+			name := fmt.Sprintf("c%d", i)
+			tasks[name] = testnet.T(t)
+			h.must(t, "ADD", name, tasks[name].Path(), conf())
 		}
-	}
-	reach(t, h, task)
-	after := h.things(t)
-	if n := strings.Count(after.Chains, "in-ecsv"); n != 5 || len(after.Bindings) != 5 || strings.Count(after.Neighbours, "PERMANENT") != 5 {
-		t.Errorf("5 of 9 were valid: %+v", after)
-	}
-	h.Sh(t, "ip link show ecsv-mine")
+		task := testnet.T(t)
+		h.must(t, "ADD", "c0", task.Path(), other)
+		h.Sh(t, "ip link add ecsv-mine type veth peer name peer")
+
+		var valid []types.GCAttachment
+		for i := range 4 {
+			valid = append(valid, types.GCAttachment{ContainerID: fmt.Sprintf("c%d", i), IfName: "eth0"})
+		}
+		list, err := json.Marshal(valid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.must(t, "GC", "", "", conf()) // without a list there is nothing to go by
+		if n := len(h.bindings(t)); n != 9 {
+			t.Errorf("without a list %d of 9 bindings are kept", n)
+		}
+		h.must(t, "GC", "", "", conf(`"cni.dev/valid-attachments": `+string(list)))
+		for i := range 8 {
+			name := fmt.Sprintf("c%d", i)
+			if i < 4 {
+				reach(t, h, tasks[name])
+			} else if out := tasks[name].Sh(t, "ip -o link"); strings.Contains(out, "eth0") {
+				t.Errorf("%s has its interface still", name)
+			}
+		}
+		reach(t, h, task)
+		after := h.things(t)
+		if n := strings.Count(after.Chains, "in-ecsv"); n != 5 || len(after.Bindings) != 5 || strings.Count(after.Neighbours, "PERMANENT") != 5 {
+			t.Errorf("5 of 9 were valid: %+v", after)
+		}
+		h.Sh(t, "ip link show ecsv-mine")
+	})
 }
 
 // What is added while a GC runs is not on its list, and is in use: neither plugin takes it
@@ -123,10 +124,12 @@ func TestGCBesideAdd(t *testing.T) {
 
 func TestGCFindsWhatKilledPluginsLeft(t *testing.T) {
 	t.Parallel()
-	h, task := newHost(t), testnet.T(t)
-	before := h.things(t)
-	h.must(t, "ADD", "c1", task.Path(), conf())
-	h.Sh(t, "ip link del "+vethOf("c1")) // chain, neighbour and binding stay
-	h.must(t, "GC", "", "", conf(`"cni.dev/valid-attachments": []`))
-	h.left(t, before)
+	onBoth(t, func(t *testing.T, h *host) {
+		task := testnet.T(t)
+		before := h.things(t)
+		h.must(t, "ADD", "c1", task.Path(), conf())
+		h.Sh(t, "ip link del "+vethOf("c1")) // chain, neighbour and binding stay
+		h.must(t, "GC", "", "", conf(`"cni.dev/valid-attachments": []`))
+		h.left(t, before)
+	})
 }

@@ -17,6 +17,7 @@ import (
 	"taskmeta/internal/dev/testnet"
 	"taskmeta/internal/ecs"
 	"taskmeta/internal/link"
+	"taskmeta/internal/netns"
 )
 
 // bin is where the programs are that the tests start.
@@ -28,6 +29,7 @@ var programs = []string{
 	"taskmeta/plugins/ecs-ipam",
 	"taskmeta/resolver",
 	"github.com/containernetworking/plugins/plugins/ipam/host-local",
+	"github.com/containernetworking/plugins/plugins/main/bridge",
 	"github.com/containernetworking/cni/cnitool",
 }
 
@@ -37,8 +39,11 @@ func TestMain(m *testing.M) {
 
 // A host is a network namespace with a bindings file, where a runtime starts plugins.
 type host struct {
+	// The bridge stands here.
 	*testnet.Namespace
-	db string
+	// runtime is where the runtime starts plugins, if not there.
+	runtime *testnet.Namespace
+	db      string
 	// path is CNI_PATH.
 	path string
 	// endpoint is what tasks ask, once one has.
@@ -48,6 +53,48 @@ type host struct {
 func newHost(t testing.TB) *host {
 	t.Helper()
 	return &host{Namespace: testnet.T(t), db: filepath.Join(t.TempDir(), "bindings.db"), path: bin}
+}
+
+// newPinnedHost is a host on which the bridge stands in a network namespace of its own, that
+// is pinned beside the bindings file.
+func newPinnedHost(t testing.TB) *host {
+	t.Helper()
+	h := newHost(t)
+	h.runtime = h.Namespace
+	h.Namespace = pinAt(t, netns.PinPath(h.db))
+	return h
+}
+
+// pinAt pins a new network namespace until the test ends.
+func pinAt(t testing.TB, path string) *testnet.Namespace {
+	t.Helper()
+	t.Cleanup(func() {
+		if err := netns.Unpin(path); err != nil {
+			t.Error(err)
+		}
+	})
+	ns, err := netns.Pin(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	n, err := testnet.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { n.Close() })
+	return n
+}
+
+// onBoth runs a test on a host of either kind.
+func onBoth(t *testing.T, test func(t *testing.T, h *host)) {
+	t.Helper()
+	for name, newHost := range map[string]func(testing.TB) *host{"bridge on the host": newHost, "bridge in a namespace of its own": newPinnedHost} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, newHost(t))
+		})
+	}
 }
 
 // conf is a configuration with keys of its own, such as `"mtu": 1400`.
@@ -68,10 +115,23 @@ func (h *host) call(verb, container, netns, conf string) testnet.Call {
 	}
 }
 
+// run makes a call, as a runtime on this host does.
+func (h *host) run(call testnet.Call) (*current.Result, error) {
+	return call.Run(context.Background(), h.from())
+}
+
+// from is where the runtime starts plugins.
+func (h *host) from() *testnet.Namespace {
+	if h.runtime != nil {
+		return h.runtime
+	}
+	return h.Namespace
+}
+
 // must calls the plugin and ends the test if it fails.
 func (h *host) must(t testing.TB, verb, container, netns, conf string) *current.Result {
 	t.Helper()
-	result, err := h.call(verb, container, netns, conf).Run(t.Context(), h.Namespace)
+	result, err := h.run(h.call(verb, container, netns, conf))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +141,7 @@ func (h *host) must(t testing.TB, verb, container, netns, conf string) *current.
 // refused calls the plugin, which has to answer with an error of that code and text.
 func (h *host) refused(t testing.TB, verb, container, netns, conf string, code uint, text string) {
 	t.Helper()
-	_, err := h.call(verb, container, netns, conf).Run(t.Context(), h.Namespace)
+	_, err := h.run(h.call(verb, container, netns, conf))
 	testnet.Refused(t, err, code, text)
 }
 
@@ -89,6 +149,7 @@ func (h *host) refused(t testing.TB, verb, container, netns, conf string, code u
 type things struct {
 	Links, Neighbours, Chains, Ports string
 	Bindings                         []ecs.Attachment
+	Runtime                          *things // where the runtime is, if that is elsewhere
 }
 
 // things lists what there is, but for bridges.
@@ -104,7 +165,16 @@ func (h *host) things(t testing.TB) things {
 // network lists what there is beside bindings.
 func (h *host) network(t testing.TB) things {
 	t.Helper()
-	var s things
+	s := network(t, h.Namespace)
+	if h.runtime != nil {
+		other := network(t, h.runtime)
+		s.Runtime = &other
+	}
+	return s
+}
+
+func network(t testing.TB, h *testnet.Namespace) (s things) {
+	t.Helper()
 	s.Links = h.Sh(t, `(ip -o link; ip -o link show type bridge) | cut -d: -f2 | cut -d@ -f1 | sort | uniq -u`)
 	s.Neighbours = h.Sh(t, `ip neigh show nud permanent`)
 	s.Chains = h.Sh(t, `nft list chains netdev | grep chain || true`)

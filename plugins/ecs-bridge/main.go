@@ -22,6 +22,9 @@ Keys:
   guard   strict: the task reaches the metadata endpoint only  strict
           source: the task reaches what is routed
           off:    a plain port of the bridge
+  netns   where the bridge stands: the path of a network namespace's mount, or host for
+          the plugin's own                                     netns beside the bindings
+                                                               file, else host
   blockInstanceMetadata  true: the task has no route to EC2's own metadata
   ipam    configuration of the plugin that gives addresses, whose name is its "type"; two
           keys of it are read here as well: connectedSubnetMaskSizeIPv4 and ...IPv6, the

@@ -18,34 +18,35 @@ import (
 // bridge.
 func TestManyAtOnce(t *testing.T) {
 	t.Parallel()
-	h := newHost(t)
-	before := h.things(t)
-	const n = 64
-	tasks := make([]*testnet.Namespace, n)
-	for i := range tasks {
-		tasks[i] = testnet.T(t)
-	}
-	results := make([]*current.Result, n)
-	together(t, n, func(i int) (err error) {
-		results[i], err = h.call("ADD", fmt.Sprintf("c%d", i), tasks[i].Path(), conf()).Run(t.Context(), h.Namespace)
-		return err
-	})
-	seen := make(map[string]int)
-	for i, r := range results {
-		addr := address(t, r)
-		if other, ok := seen[addr]; ok {
-			t.Errorf("tasks %d and %d have %s", i, other, addr)
+	onBoth(t, func(t *testing.T, h *host) {
+		before := h.things(t)
+		const n = 64
+		tasks := make([]*testnet.Namespace, n)
+		for i := range tasks {
+			tasks[i] = testnet.T(t)
 		}
-		seen[addr] = i
-	}
-	for _, i := range []int{0, n / 2, n - 1} {
-		reach(t, h, tasks[i])
-	}
-	together(t, n, func(i int) error {
-		_, err := h.call("DEL", fmt.Sprintf("c%d", i), tasks[i].Path(), conf()).Run(t.Context(), h.Namespace)
-		return err
+		results := make([]*current.Result, n)
+		together(t, n, func(i int) (err error) {
+			results[i], err = h.run(h.call("ADD", fmt.Sprintf("c%d", i), tasks[i].Path(), conf()))
+			return err
+		})
+		seen := make(map[string]int)
+		for i, r := range results {
+			addr := address(t, r)
+			if other, ok := seen[addr]; ok {
+				t.Errorf("tasks %d and %d have %s", i, other, addr)
+			}
+			seen[addr] = i
+		}
+		for _, i := range []int{0, n / 2, n - 1} {
+			reach(t, h, tasks[i])
+		}
+		together(t, n, func(i int) error {
+			_, err := h.run(h.call("DEL", fmt.Sprintf("c%d", i), tasks[i].Path(), conf()))
+			return err
+		})
+		h.left(t, before)
 	})
-	h.left(t, before)
 }
 
 func together(t *testing.T, n int, do func(int) error) {
@@ -63,38 +64,40 @@ func together(t *testing.T, n int, do func(int) error) {
 
 func TestTwoNetworksOfOneTask(t *testing.T) {
 	t.Parallel()
-	h, task := newHost(t), testnet.T(t)
-	before := h.things(t)
-	second := `{"cniVersion": "1.1.0", "name": "second", "bridge": "second-bridge", "guard": "source",
-		"ipam": {"type": "ecs-ipam", "ipv4-subnet": "10.77.0.0/24", "ipv4-routes": [{"dst": "10.78.0.0/16"}]}}`
-	another := func(verb string) error {
-		call := h.call(verb, "c1", task.Path(), second)
-		call.IfName = "eth1"
-		_, err := call.Run(t.Context(), h.Namespace)
-		return err
-	}
-	h.must(t, "ADD", "c1", task.Path(), conf())
-	if err := another("ADD"); err != nil {
-		t.Fatal(err)
-	}
-	reach(t, h, task)
-	l, err := h.Listen("tcp", "10.77.0.1:8080")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
-	defer cancel()
-	c, err := task.DialContext(ctx, "tcp", "10.77.0.1:8080")
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.Close()
-	h.must(t, "DEL", "c1", task.Path(), conf())
-	if err := another("DEL"); err != nil {
-		t.Fatal(err)
-	}
-	h.left(t, before)
+	onBoth(t, func(t *testing.T, h *host) {
+		task := testnet.T(t)
+		before := h.things(t)
+		second := `{"cniVersion": "1.1.0", "name": "second", "bridge": "second-bridge", "guard": "source",
+			"ipam": {"type": "ecs-ipam", "ipv4-subnet": "10.77.0.0/24", "ipv4-routes": [{"dst": "10.78.0.0/16"}]}}`
+		another := func(verb string) error {
+			call := h.call(verb, "c1", task.Path(), second)
+			call.IfName = "eth1"
+			_, err := h.run(call)
+			return err
+		}
+		h.must(t, "ADD", "c1", task.Path(), conf())
+		if err := another("ADD"); err != nil {
+			t.Fatal(err)
+		}
+		reach(t, h, task)
+		l, err := h.Listen("tcp", "10.77.0.1:8080")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+		defer cancel()
+		c, err := task.DialContext(ctx, "tcp", "10.77.0.1:8080")
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+		h.must(t, "DEL", "c1", task.Path(), conf())
+		if err := another("DEL"); err != nil {
+			t.Fatal(err)
+		}
+		h.left(t, before)
+	})
 }
 
 // Subnets that do not overlap may share a bridge, whose MTU is the least of its ports'.
@@ -136,7 +139,7 @@ func TestTwoInterfacesInOneNetwork(t *testing.T) {
 	second := func(verb string) error {
 		call := h.call(verb, "c1", task.Path(), conf())
 		call.IfName = "eth1"
-		_, err := call.Run(t.Context(), h.Namespace)
+		_, err := h.run(call)
 		return err
 	}
 	h.must(t, "ADD", "c1", task.Path(), conf())

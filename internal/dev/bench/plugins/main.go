@@ -20,14 +20,16 @@ import (
 
 	"taskmeta/internal/dev/bench"
 	"taskmeta/internal/dev/testnet"
+	"taskmeta/internal/netns"
 )
 
 func main() {
 	rounds := flag.Int("rounds", 60, "times that each contender is measured at each level")
 	dir := flag.String("dir", os.TempDir(), "where the state is kept")
 	ports := flag.Int("ports", 200, "ports that the bridge has at the last level, at most 1000, which takes long")
+	before := flag.String("before", "", "folder of another build's ecs-bridge, to be measured beside this one's")
 	flag.Parse()
-	bench.Main("plugins", func(ctx context.Context) error { return run(ctx, *dir, *rounds, *ports) })
+	bench.Main("plugins", func(ctx context.Context) error { return run(ctx, *dir, *before, *rounds, *ports) })
 }
 
 // programs are what is measured, by import path.
@@ -46,7 +48,7 @@ const together = 64
 // The levels at which all take turns are numbers of addresses taken.
 var levels = []int{0, 500, 1000}
 
-func run(ctx context.Context, dir string, rounds, ports int) (err error) {
+func run(ctx context.Context, dir, before string, rounds, ports int) (err error) {
 	dir, err = os.MkdirTemp(dir, "taskmeta-bench-")
 	if err != nil {
 		return err
@@ -56,10 +58,21 @@ func run(ctx context.Context, dir string, rounds, ports int) (err error) {
 	if err := testnet.Build(b.bin(), programs...); err != nil {
 		return err
 	}
+	if before != "" {
+		if err := b.addBefore(before); err != nil {
+			return err
+		}
+	}
 	if b.host, err = testnet.New(); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.host.Close()) }()
+	pin, err := netns.Pin(b.pin())
+	defer func() { err = errors.Join(err, netns.Unpin(b.pin())) }()
+	if err != nil {
+		return err
+	}
+	defer pin.Close()
 	for range together {
 		task, err := testnet.New()
 		if err != nil {
@@ -99,8 +112,23 @@ type runner struct {
 
 func (b *runner) bin() string { return filepath.Join(b.dir, "bin") }
 
+// pin is where the network namespace is mounted in which a bridge of its own stands.
+func (b *runner) pin() string { return filepath.Join(b.dir, "netns") }
+
+// addBefore makes another build's ecs-bridge one of the contenders.
+func (b *runner) addBefore(dir string) error {
+	program, err := os.ReadFile(filepath.Join(dir, "ecs-bridge"))
+	if err != nil {
+		return err
+	}
+	c := contender{name: "  the build before", program: "ecs-bridge-before", conf: `"bridge": "ecs3", ` + ecsIPAM, link: true}
+	contenders = append(contenders, c)
+	return os.WriteFile(filepath.Join(b.bin(), c.program), program, 0o755)
+}
+
 // A contender is a plugin with its configuration, in which "%" stands for its state's
-// path, or a program that is no plugin, with its argument.
+// path and "@" for the mount of a network namespace, or a program that is no plugin, with its
+// argument.
 type contender struct {
 	name, program, conf string
 	link                bool // makes interfaces
@@ -119,6 +147,7 @@ var contenders = []contender{
 	{name: "host-local", program: "host-local", conf: hostLocal},
 	{name: "ecs-bridge + ecs-ipam", program: "ecs-bridge", conf: `"bridge": "ecs0", ` + ecsIPAM, link: true},
 	{name: "  guard off", program: "ecs-bridge", conf: `"bridge": "ecs1", "guard": "off", ` + ecsIPAM, link: true},
+	{name: "  own namespace", program: "ecs-bridge", conf: `"bridge": "ecs2", "netns": "@", ` + ecsIPAM, link: true},
 	{name: "bridge + host-local", program: "bridge", conf: `"bridge": "cni0", "isGateway": true, ` + hostLocal, link: true},
 }
 
@@ -129,7 +158,7 @@ func (b *runner) state(c contender, level string) string {
 
 // command is one start of a contender.
 func (b *runner) command(ctx context.Context, c contender, state, verb, container string, task *testnet.Namespace) *exec.Cmd {
-	conf := strings.ReplaceAll(c.conf, "%", state)
+	conf := strings.NewReplacer("%", state, "@", b.pin()).Replace(c.conf)
 	if c.floor {
 		return exec.CommandContext(ctx, filepath.Join(b.bin(), c.program), conf)
 	}
