@@ -19,6 +19,7 @@ func (r *parts) newAdmin() *admin.Server {
 	return &admin.Server{
 		Host:     host,
 		Version:  version,
+		Instance: r.instance,
 		Requests: r.requests,
 		Checks: []admin.Check{
 			{Name: "bindings", Err: func() error { _, err := r.bindings.Snapshot(); return err }},

@@ -84,7 +84,7 @@ Exit codes: 0, 1 (failed), 2 (the command line or the environment is wrong).`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
 	})
-	root.AddCommand(serve, attachCommand(), detachCommand(), bindingsCommand(), statusCommand(), netnsCommand(), versionCommand())
+	root.AddCommand(serve, attachCommand(), detachCommand(), bindingsCommand(), statusCommand(), netnsCommand(), removeCommand(), versionCommand())
 	shortHelp(root)
 	return root
 }

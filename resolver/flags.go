@@ -56,8 +56,12 @@ func (f *flags) dataFlags(set *pflag.FlagSet) {
 
 // placeFlags say which bridge the tasks are on, and where it stands.
 func (f *flags) placeFlags(set *pflag.FlagSet) {
-	set.StringVar(&f.netns, "netns", "", "endpoint's netns `PATH` or host (default beside --db)")
+	f.netnsFlag(set)
 	set.StringVar(&f.bridge, "bridge", defaultBridge, "tasks' bridge `NAME`, or none")
+}
+
+func (f *flags) netnsFlag(set *pflag.FlagSet) {
+	set.StringVar(&f.netns, "netns", "", "endpoint's netns `PATH` or host (default beside --db)")
 }
 
 // endpointFlags say where tasks and operators ask.

@@ -56,3 +56,10 @@ socket unit finds the endpoint at one path. One that is there stays.`,
 	f.placeFlags(cmd.Flags())
 	return cmd
 }
+
+// onHosts reports whether a network namespace is that of the host's interfaces, which is the
+// process's own.
+func onHosts(ns *netns.NS) bool {
+	own, err := netns.Own()
+	return err == nil && ns.ID() == own.ID()
+}

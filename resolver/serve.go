@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"fmt"
 	"log/slog"
 	"net"
@@ -115,6 +116,7 @@ func serve(ctx context.Context, s settings) error {
 // --auto-attach no attacher.
 type parts struct {
 	log        *slog.Logger
+	instance   string // by which `status` knows the answer of this process
 	bindings   *bindingdb.Reader
 	index      *docker.Index
 	dockerHost string // where the daemon is
@@ -133,7 +135,7 @@ func (s settings) open() (_ *parts, err error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &parts{requests: admin.NewRequests()}
+	r := &parts{requests: admin.NewRequests(), instance: rand.Text()}
 	if r.log, err = newLogger(s.logFormat, s.logLevel); err != nil {
 		return nil, err
 	}
@@ -160,6 +162,7 @@ func (s settings) open() (_ *parts, err error) {
 		Rate:             s.rate,
 		Burst:            s.burst,
 		AllowHost:        s.allowHosts,
+		Instance:         r.instance,
 		AvailabilityZone: s.zone,
 		InstanceTags:     s.instanceTags,
 		Logger:           r.log,

@@ -72,7 +72,8 @@ are given to status too. Exit code 1: something is not in place.`,
 				return err
 			}
 			defer host.Close()
-			found := runChecks(cmd.Context(), daemon, at, host, &f, mode, listen)
+			c := checks{daemon: daemon, at: at, host: host, f: &f, mode: mode, listen: listen}
+			found := c.run(cmd.Context())
 			if asJSON {
 				err = writeJSON(cmd.OutOrStdout(), found)
 			} else {
@@ -92,59 +93,108 @@ are given to status too. Exit code 1: something is not in place.`,
 	return cmd
 }
 
-// runChecks makes every check, the last ones by what the resolver says of itself.
-func runChecks(ctx context.Context, daemon *docker.Client, at *attach.Attacher, host *link.Host, f *flags, mode guard.Mode, listen []netip.AddrPort) []finding {
+// checks are what status looks at, and what it has found so far.
+type checks struct {
+	daemon *docker.Client
+	at     *attach.Attacher
+	host   *link.Host // where the bridge stands
+	f      *flags
+	mode   guard.Mode
+	listen []netip.AddrPort
+
+	found []finding
+}
+
+// check makes one check, and reports whether all is well.
+func (c *checks) check(name string, do func() (string, error)) bool {
+	says, err := do()
+	if err != nil {
+		says = advised(err).Error()
+	}
+	c.found = append(c.found, finding{name, err == nil, says})
+	return err == nil
+}
+
+// wrong are the names of those checks, of the named ones, that have found something.
+func (c *checks) wrong(names ...string) (wrong []string) {
+	for _, f := range c.found {
+		if !f.OK && slices.Contains(names, f.Name) && !slices.Contains(wrong, f.Name) {
+			wrong = append(wrong, f.Name)
+		}
+	}
+	return wrong
+}
+
+// run makes every check, the last ones by what the resolver says of itself.
+func (c *checks) run(ctx context.Context) []finding {
 	ctx, cancel := context.WithTimeout(ctx, commandTime)
 	defer cancel()
-	var found []finding
-	check := func(name string, do func() (string, error)) bool {
-		says, err := do()
-		if err != nil {
-			says = advised(err).Error()
-		}
-		found = append(found, finding{name, err == nil, says})
-		return err == nil
-	}
-	check("daemon", func() (string, error) { return daemon.Version(ctx) })
-	if check("plugins", func() (string, error) {
-		paths, err := at.Plugins(ctx)
-		return strings.Join(paths, ", "), err
-	}) {
-		check("attaching", func() (string, error) { return "a container could be attached now", at.Ready(ctx) })
-	}
-	check("bindings", func() (string, error) {
-		all, err := readBindings(f.db)
-		return fmt.Sprintf("%d in %s", len(all), f.db), err
-	})
-	if f.hasBridge() {
-		check("bridge", func() (string, error) {
-			ports, err := endpoint.CheckBridge(host, f.bridge, func() ([]*ecs.Binding, error) { return readBindings(f.db) })
-			return fmt.Sprintf("%s is up, with %d tasks", f.bridge, ports), err
-		})
-		check("address", func() (string, error) {
-			return fmt.Sprintf("%s is on %s", ecs.EndpointAddr, f.bridge), endpoint.CheckAddress(host, f.bridge)
-		})
-		check("guard", func() (string, error) {
-			if mode == guard.Off {
-				return "off", nil
-			}
-			return fmt.Sprintf("the host's table is whole (%s)", mode), endpoint.CheckTable(host, f.bridge, mode)
-		})
-	}
-	for _, l := range listen {
-		check("listener", func() (string, error) { return fmt.Sprintf("tasks are heard at %s", l), checkListener(host.NS, l) })
-	}
-	says, err := askResolver(ctx, f.admin)
+	c.tools(ctx)
+	c.place()
+	says, err := askResolver(ctx, c.f.admin)
 	if err != nil {
-		return append(found, finding{Name: "resolver", Says: err.Error()})
+		return append(c.found, finding{Name: "resolver", Says: err.Error()})
 	}
-	for _, c := range says.Checks {
-		found = append(found, finding{"resolver: " + c.Name, c.OK, cmp.Or(c.Problem, "ok")})
+	for _, s := range says.Checks {
+		c.found = append(c.found, finding{"resolver: " + s.Name, s.OK, cmp.Or(s.Problem, "ok")})
 	}
-	check("containers", func() (string, error) {
+	c.check("containers", func() (string, error) {
 		return "none of a task's can change the host's network", checkContainers(says)
 	})
-	return found
+	if c.f.hasBridge() {
+		c.check("question", func() (string, error) { return c.question(ctx, says) })
+	}
+	return c.found
+}
+
+// tools are what attaching a container takes.
+func (c *checks) tools(ctx context.Context) {
+	c.check("daemon", func() (string, error) { return c.daemon.Version(ctx) })
+	if c.check("plugins", func() (string, error) {
+		paths, err := c.at.Plugins(ctx)
+		return strings.Join(paths, ", "), err
+	}) {
+		c.check("attaching", func() (string, error) { return "a container could be attached now", c.at.Ready(ctx) })
+	}
+	c.check("bindings", func() (string, error) {
+		all, err := readBindings(c.f.db)
+		return fmt.Sprintf("%d in %s", len(all), c.f.db), err
+	})
+}
+
+// place is what tasks ask.
+func (c *checks) place() {
+	if c.f.hasBridge() {
+		bridge := c.f.bridge
+		c.check("bridge", func() (string, error) {
+			ports, err := endpoint.CheckBridge(c.host, bridge, func() ([]*ecs.Binding, error) { return readBindings(c.f.db) })
+			return fmt.Sprintf("%s is up, with %d tasks", bridge, ports), err
+		})
+		c.check("address", func() (string, error) {
+			return fmt.Sprintf("%s is on %s", ecs.EndpointAddr, bridge), endpoint.CheckAddress(c.host, bridge)
+		})
+		c.check("guard", func() (string, error) {
+			if c.mode == guard.Off {
+				return "off", nil
+			}
+			if !onHosts(c.host.NS) {
+				return "no table of the host's: the bridge stands in a network namespace of its own", nil
+			}
+			return fmt.Sprintf("the host's table is whole (%s)", c.mode), endpoint.CheckTable(c.host, bridge, c.mode)
+		})
+	}
+	for _, l := range c.listen {
+		c.check("listener", func() (string, error) { return fmt.Sprintf("tasks are heard at %s", l), checkListener(c.host.NS, l) })
+	}
+}
+
+// question asks the endpoint as a task does, where nothing would be made for it that is not
+// there.
+func (c *checks) question(ctx context.Context, says *admin.Status) (string, error) {
+	if wrong := c.wrong("plugins", "attaching", "bindings", "bridge", "listener"); len(wrong) > 0 {
+		return "", fmt.Errorf("the endpoint was not asked: first see to %s", strings.Join(wrong, ", "))
+	}
+	return question{c.at, c.host, c.f.bridge, says}.ask(ctx)
 }
 
 // checkContainers looks for containers of tasks that no guard holds.

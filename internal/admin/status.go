@@ -48,10 +48,12 @@ type Status struct {
 	Time    time.Time `json:"time"`
 	Host    string    `json:"host"`
 	Version string    `json:"version"`
-	Started time.Time `json:"started"`
-	Checks  []Finding `json:"checks"`
-	Docker  Docker    `json:"docker"`
-	Guard   Guard     `json:"guard"`
+	// Instance is what this resolver alone answers to the question of `ecs-resolver status`.
+	Instance string    `json:"instance"`
+	Started  time.Time `json:"started"`
+	Checks   []Finding `json:"checks"`
+	Docker   Docker    `json:"docker"`
+	Guard    Guard     `json:"guard"`
 
 	Requests Traffic `json:"requests"`
 
@@ -116,10 +118,12 @@ type Container struct {
 // status is the state of everything now.
 func (s *Server) status() Status {
 	state := s.State()
+	state.Bindings = slices.DeleteFunc(slices.Clone(state.Bindings), func(b *ecs.Binding) bool { return b.IsProbe() })
 	status := Status{
 		Time:          time.Now().UTC(),
 		Host:          s.Host,
 		Version:       s.Version,
+		Instance:      s.Instance,
 		Started:       s.Requests.start.UTC(),
 		Checks:        s.findings(),
 		Docker:        state.Docker,

@@ -80,6 +80,9 @@ func (c Config) configure(list *libcni.NetworkConfigList, labels map[string]stri
 // flags or the file may say something else by now. The network of an attachment that somebody
 // else made is not known; the built-in one has the same plugins.
 func (a *Attacher) configuration(key ecs.Attachment) (*libcni.NetworkConfigList, error) {
+	if key.IsProbe() {
+		return forProbes(a.network), nil
+	}
 	if key.Network != a.network.Name {
 		return builtin(key.Network, a.Bridge)
 	}

@@ -439,7 +439,7 @@ func (r *reconciler) sweep(ctx context.Context) error {
 	if err := a.restore(ctx); err != nil {
 		return err
 	}
-	gone, err := a.gone(func(b *ecs.Binding) bool { return b.Network == a.network.Name })
+	gone, err := a.gone(func(b *ecs.Binding) bool { return b.Network == a.network.Name || b.IsProbe() })
 	for _, b := range gone {
 		r.leave(ctx, b.Attachment)
 	}

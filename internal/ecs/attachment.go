@@ -22,6 +22,13 @@ func (a Attachment) String() string {
 	return fmt.Sprintf("%s/%s in network %s", a.Container, a.IfName, a.Network)
 }
 
+// ProbeNetwork is the network of the attachments by which `ecs-resolver status` asks the
+// endpoint a real question. They last for a moment, and no container is behind them.
+const ProbeNetwork = "taskmeta-probe"
+
+// IsProbe reports whether the attachment is such a question's, and no task's.
+func (a Attachment) IsProbe() bool { return a.Network == ProbeNetwork }
+
 // A Binding is an attachment with the addresses it was given and the identity of its
 // task. ADD records it, DEL ends it, and attribution yields it.
 type Binding struct {

@@ -34,7 +34,12 @@ func CheckBridge(host *link.Host, name string, bindings func() ([]*ecs.Binding, 
 	for _, port := range UnknownPorts(host, all, held) {
 		return 0, fmt.Errorf("%s has the port %s, which is no task's and could speak for any of them: `ip link set %[2]s nomaster`", name, port)
 	}
-	return len(all), nil
+	for _, p := range all {
+		if p.Veth == nil || !p.Veth.Attachment.IsProbe() {
+			ports++
+		}
+	}
+	return ports, nil
 }
 
 // CheckAddress looks for the address that tasks ask.

@@ -50,7 +50,11 @@ func (h *Host) Bridge(name string) (Bridge, error) {
 	if l.Kind != "bridge" {
 		return Bridge{}, fmt.Errorf("interface %s is a %s: expected a bridge, or no interface of that name", name, l.Kind)
 	}
-	return Bridge{Name: name, Index: l.Index, MAC: l.MAC, Up: l.Up}, nil
+	return newBridge(l), nil
+}
+
+func newBridge(l rtnl.Link) Bridge {
+	return Bridge{Name: l.Name, Index: l.Index, MAC: l.MAC, Up: l.Up}
 }
 
 // EnsureBridge makes the bridge, or takes the one that is there with the MAC that it has, and
@@ -159,8 +163,12 @@ func (h *Host) OthersAddrs(b Bridge) ([]netip.Prefix, error) {
 	return others, err
 }
 
-// DelAddr takes an address of the bridge away.
-func (h *Host) DelAddr(b Bridge, p netip.Prefix) error { return h.Do(rtnl.DelAddr(b.Index, p)) }
+// DelAddr takes an address of the bridge away. One that is gone is as good.
+func (h *Host) DelAddr(b Bridge, p netip.Prefix) error {
+	step := rtnl.DelAddr(b.Index, p)
+	step.Fine = unix.EADDRNOTAVAIL
+	return h.Do(step)
+}
 
 // CheckAddrs names the first of the addresses that the bridge lacks.
 func (h *Host) CheckAddrs(b Bridge, want ...netip.Prefix) error {

@@ -150,18 +150,6 @@ func (h *Host) RemovePrivate(name string) (changed bool, err error) {
 	return h.change(back)
 }
 
-// PrivateBridges are those that [Host.EnsurePrivate] has kept apart, whether they are there
-// or not.
-func (h *Host) PrivateBridges() (names []string, err error) {
-	rules, err := h.Rules()
-	for _, r := range rules {
-		if r.In != "" && r.Table == tablesOf(r.In).in {
-			names = append(names, r.In)
-		}
-	}
-	return names, err
-}
-
 // routes are those of one address of a bridge.
 type routes struct {
 	local  []rtnl.Route // the kernel's, by which the address, and its subnet's broadcast address, are the host's

@@ -137,6 +137,12 @@ type conn struct {
 	wire    *wire // nil if the listener is not Listener's
 }
 
+// isProbe reports whether what asks is no task but `ecs-resolver status`.
+func (c *conn) isProbe() bool {
+	b := c.binding.Load()
+	return b != nil && b.IsProbe()
+}
+
 type connKey struct{}
 
 func newConn(remote string, local net.Addr) *conn {

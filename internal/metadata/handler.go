@@ -24,6 +24,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer c.asks.Store(false)
 	endpoint, id := route(r.RequestURI)
 	body, age, err := s.answer(r, c, endpoint, id)
+	if c.isProbe() {
+		endpoint = EndpointProbe
+	}
 
 	header := w.Header()
 	header.Set("Content-Type", "application/json")
@@ -84,6 +87,9 @@ func (s *Server) answer(r *http.Request, c *conn, endpoint, id string) ([]byte, 
 	}
 	if err := s.attribute(r.Context(), c); err != nil {
 		return nil, 0, err
+	}
+	if c.isProbe() {
+		return fmt.Appendf(nil, `{"instance":%q}`, s.cfg.Instance), 0, nil
 	}
 	if !c.tenant.limit.Allow() {
 		return nil, 0, rateLimited

@@ -73,6 +73,10 @@ type Config struct {
 	// AllowHost are names that the Host header may hold besides the addresses listened on.
 	AllowHost []string
 
+	// Instance is what the questions of `ecs-resolver status` are answered with, by which they
+	// know this server.
+	Instance string
+
 	AvailabilityZone string
 	InstanceTags     map[string]string
 }
@@ -86,6 +90,7 @@ const (
 	EndpointContainerStats = "stats/id"
 	EndpointNone           = "none"       // no such path
 	EndpointConnection     = "connection" // no request was read
+	EndpointProbe          = "probe"      // a question of `ecs-resolver status`
 )
 
 // Server serves the API. Its handler is [Server.ServeHTTP]; [Server.HTTPServer] puts the

@@ -146,8 +146,26 @@ var quiet = []struct{ key, value string }{
 	{"ipv6/conf/all/forwarding", "0"},
 }
 
-// makeAt makes a namespace on a thread of its own, which comes back or ends.
+// New makes an empty namespace that forwards nothing and is mounted nowhere. It needs
+// CAP_SYS_ADMIN.
+func New() (ns *NS, err error) {
+	err = inNew(func() (err error) {
+		ns, err = Open("/proc/thread-self/ns/net")
+		return err
+	})
+	if err != nil && ns != nil { // it is there, but the way back was not
+		err = errors.Join(err, ns.Close())
+	}
+	return ns, err
+}
+
 func makeAt(path string) error {
+	return inNew(func() error { return mount("/proc/thread-self/ns/net", path) })
+}
+
+// inNew makes a namespace, and runs do in it on a thread of its own, which comes back or
+// ends.
+func inNew(do func() error) error {
 	own, err := Own()
 	if err != nil {
 		return err
@@ -168,7 +186,7 @@ func makeAt(path string) error {
 			}
 		}
 		if err == nil {
-			err = mount("/proc/thread-self/ns/net", path)
+			err = do()
 		}
 		if back := unix.Setns(own.fd, unix.CLONE_NEWNET); back != nil {
 			done <- errors.Join(err, os.NewSyscallError("setns", back))
