@@ -35,6 +35,7 @@ type kept struct {
 	name  string      // of the host's end
 	veth  link.Veth   // as it was read; its index is 0 before that
 	guard *guard.Port // of that veth, on the bridge as it was; nil before that
+	rules bool        // its chain is looked at
 }
 
 // keptOf reads the bindings whose ports are kept here. What was read before is taken as it
@@ -56,7 +57,7 @@ func (k *Keeper) keptOf(bindings []*ecs.Binding, hosts []*link.Host) []*kept {
 				if b.Conf == nil {
 					s.TakeGateways(subnetsOf(hosts, k.cfg.Bridge))
 				}
-				p = &kept{Spec: s, name: link.HostName(b.Attachment)}
+				p = &kept{Spec: s, name: link.HostName(b.Attachment), rules: k.cfg.Guard != guard.Off}
 			}
 		}
 		all[b] = p
@@ -183,7 +184,7 @@ func (p *kept) problem(look *guard.Look, host *link.Host, bridge link.Bridge, l 
 		now := p.Guarded(bridge, p.veth)
 		p.guard = &now
 	}
-	if err := look.CheckEntries(*l, p.guard); err != nil {
+	if err := look.CheckEntries(*l, p.guard); err != nil || !p.rules {
 		return err
 	}
 	return look.CheckRules(host.Conn, p.guard)

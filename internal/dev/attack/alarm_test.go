@@ -107,7 +107,7 @@ func TestAFlushIsMended(t *testing.T) {
 			if diff := cmp.Diff(before, rules()); diff != "" {
 				t.Errorf("after the repair (-before +after):\n%s", diff)
 			}
-			if log := w.resolver.Log(); !strings.Contains(log, "the endpoint was made whole again") || !strings.Contains(log, "ports were guarded again") {
+			if log := w.resolver.Log(); !strings.Contains(log, "the endpoint was made whole again") || !strings.Contains(log, "ports were made whole again") {
 				t.Error("the log does not tell of the repair")
 			}
 			w.whole(t)

@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -386,9 +385,13 @@ func reach(frame func(w *world, mark []byte) []byte) func(testing.TB, *world) bo
 
 // connects reports whether a TCP connection comes about.
 func connects(from *testnet.Namespace, to netip.AddrPort, wait time.Duration) bool {
+	return connectsBy(from, net.Dialer{Timeout: wait}, to)
+}
+
+func connectsBy(from *testnet.Namespace, by net.Dialer, to netip.AddrPort) bool {
 	var c net.Conn
 	err := from.Do(func() (err error) {
-		c, err = net.DialTimeout("tcp", to.String(), wait)
+		c, err = by.Dial("tcp", to.String())
 		return err
 	})
 	if err == nil {
@@ -485,11 +488,12 @@ func advertiseToHost(t testing.TB, w *world) bool {
 // linkLocalService looks for a service of the host's where a bridge has an address of its
 // MAC's making.
 func linkLocalService(t testing.TB, w *world) bool {
-	// By its number: the library keeps what it has read of names, whatever the namespace.
-	zone := strconv.Itoa(tap(t, w.attacker.Namespace, "eth0", unix.ETH_P_ALL).index)
-	to := netip.AddrPortFrom(linkLocal(w.bridgeMAC).WithZone(zone), servicePort)
 	sh(t, w.attacker.Namespace, "ip addr replace %s/64 dev eth0 nodad", linkLocal(w.attacker.mac))
-	return connects(w.attacker.Namespace, to, w.wait)
+	// By a socket that is bound: the library keeps what it has read of names, whatever the
+	// namespace, and takes no number as large as that of a task's interface.
+	by := bound("eth0")
+	by.Timeout = w.wait
+	return connectsBy(w.attacker.Namespace, by, netip.AddrPortFrom(linkLocal(w.bridgeMAC), servicePort))
 }
 
 // lanAsTask sends from the LAN to the bridge's address what says that it comes from the victim.

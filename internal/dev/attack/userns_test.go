@@ -129,6 +129,44 @@ func (w *world) intrude(t *testing.T) *wire {
 	return tap(t, w.attacker.Namespace, "eth9", unix.ETH_P_ALL)
 }
 
+// keepRemoving has the attacker remove the victim's port whenever it is there, until stop is
+// called. The resolver makes it again, and with it what sends the answers to the victim.
+func (w *world) keepRemoving(t *testing.T) (stop func()) {
+	t.Helper()
+	ended, failed := make(chan struct{}), make(chan error, 1)
+	go func() {
+		failed <- w.attacker.Do(func() error {
+			i, err := newIntruder()
+			if err != nil {
+				return err
+			}
+			defer unix.Close(i.own)
+			for {
+				select {
+				case <-ended:
+					return nil
+				default:
+				}
+				clear(i.ports)
+				if err := i.look(); err != nil {
+					return err
+				}
+				if index, there := i.ports[w.victim.veth]; there {
+					if err := i.remove(index); err != nil && !errors.Is(err, unix.ENODEV) {
+						return err
+					}
+				}
+			}
+		})
+	}()
+	return func() {
+		close(ended)
+		if err := <-failed; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestAPortOfItsOwn is the attack of a task that was given CAP_NET_ADMIN in the initial
 // user namespace: no guard of its port is worth anything then.
 func TestAPortOfItsOwn(t *testing.T) {
@@ -136,6 +174,7 @@ func TestAPortOfItsOwn(t *testing.T) {
 		t.Parallel()
 		w := newWorld(t, kind{guard: "strict", flags: []string{"--witness", "off"}})
 		line := w.intrude(t)
+		defer w.keepRemoving(t)()
 		w.mustSucceed(t, attack{try: func(t testing.TB, w *world) bool {
 			return w.forge(t, line, endpoint4, w.victim.mac, untagged)
 		}})
@@ -144,6 +183,7 @@ func TestAPortOfItsOwn(t *testing.T) {
 		t.Parallel()
 		w := newWorld(t, strict)
 		line := w.intrude(t)
+		stop := w.keepRemoving(t)
 		w.wait = 200 * time.Millisecond
 		testnet.Await(t, "the witness to refuse the attacker", func() error {
 			if w.forge(t, line, endpoint4, w.victim.mac, untagged) {
@@ -154,6 +194,7 @@ func TestAPortOfItsOwn(t *testing.T) {
 			}
 			return nil
 		})
+		stop()
 		w.alarmed(t, "intruder")
 	})
 }

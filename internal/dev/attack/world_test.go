@@ -125,7 +125,7 @@ func newWorld(t testing.TB, k kind) *world {
 	sh(t, w.attacker.Namespace, "cd /proc/sys/net && echo 0 >ipv4/ip_forward && echo 0 >ipv6/conf/all/forwarding")
 	// The victim would answer whoever reaches it.
 	sh(t, w.victim.Namespace, `
-		ip route add default via %s
+		ip route add default via %s dev eth0 onlink
 		ip route add 169.254.172.0/22 dev eth0
 		ip route add fd00:ec2::172:0/112 dev eth0`, gateway4)
 	w.serve(t, "--listen", endpoint4.String(), "--listen", endpoint6.String())
