@@ -63,6 +63,9 @@ func run(ctx context.Context, dir, before string, rounds, ports int) (err error)
 			return err
 		}
 	}
+	if err := b.installAll(); err != nil {
+		return err
+	}
 	if b.host, err = testnet.New(); err != nil {
 		return err
 	}
@@ -124,6 +127,29 @@ func (b *runner) addBefore(dir string) error {
 	c := contender{name: "  the build before", program: "ecs-bridge-before", conf: `"bridge": "ecs3", ` + ecsIPAM, link: true}
 	contenders = append(contenders, c)
 	return os.WriteFile(filepath.Join(b.bin(), c.program), program, 0o755)
+}
+
+// installAll writes the programs anew, as an installation does. What Go's linker has written
+// lies in the page cache in smaller pieces, so that each start takes 1 ms more.
+func (b *runner) installAll() error {
+	files, err := os.ReadDir(b.bin())
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		path := filepath.Join(b.bin(), f.Name())
+		program, err := os.ReadFile(path)
+		if err == nil {
+			err = os.Remove(path)
+		}
+		if err == nil {
+			err = os.WriteFile(path, program, 0o755)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // A contender is a plugin with its configuration, in which "%" stands for its state's
