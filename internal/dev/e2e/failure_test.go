@@ -57,12 +57,20 @@ func TestConnectionsEndWithTheirInterface(t *testing.T) {
 		t.Fatalf("%d %s %v", status, body, err)
 	}
 	const established = "ss --tcp --numeric --no-header state established sport = :80"
-	if out := h.ns.Sh(t, established); out == "" {
+	place := h.place(t)
+	if out := place.Sh(t, established); out == "" {
 		t.Fatal("the connection was not kept")
 	}
-	h.ns.Sh(t, "ip link delete $(ip -oneline link show type veth | cut -d: -f2 | cut -d@ -f1)")
+	// Without its task the port is not made anew.
+	if _, err := h.docker.CLI("rm", "--force", web.pause); err != nil {
+		t.Fatal(err)
+	}
+	if err := ns.Close(); err != nil {
+		t.Fatal(err)
+	}
+	place.Sh(t, "ip link delete $(ip -oneline link show type veth | cut -d: -f2 | cut -d@ -f1) 2>/dev/null || true")
 	testnet.Await(t, "the connection to end", func() error {
-		if out := h.ns.Sh(t, established); out != "" {
+		if out := place.Sh(t, established); out != "" {
 			return errors.New(out)
 		}
 		return nil
@@ -83,8 +91,9 @@ func TestEachPortIsGuardedAgainAsItWas(t *testing.T) {
 		}}
 		k.attach(t)
 	}
+	place := h.place(t)
 	rules := func() []string {
-		lines := strings.Split(h.ns.Sh(t, "nft --stateless list table netdev ecs_guard 2>&1 || true"), "\n")
+		lines := strings.Split(place.Sh(t, "nft --stateless list table netdev ecs_guard 2>&1 || true"), "\n")
 		slices.Sort(lines) // the chains stand in the order in which they were made
 		return lines
 	}
@@ -101,7 +110,7 @@ func TestEachPortIsGuardedAgainAsItWas(t *testing.T) {
 	if _, metrics := h.admin(t, "/metrics"); !strings.Contains(metrics, "\ntaskmeta_guard_repairs_total 0\n") {
 		t.Error("a network that came was counted as a repair")
 	}
-	h.ns.Sh(t, "nft flush ruleset")
+	place.Sh(t, "nft flush ruleset")
 	testnet.Await(t, "the guard", func() error {
 		if diff := cmp.Diff(before, rules()); diff != "" {
 			return errors.New(diff)

@@ -19,6 +19,7 @@ import (
 	"testing"
 
 	"taskmeta/internal/dev/testnet"
+	"taskmeta/internal/netns"
 )
 
 // bin is where TestMain puts the programs.
@@ -78,6 +79,17 @@ func (h *host) start(t *testing.T, path string, args ...string) {
 		Args: append([]string{"--db", h.db(), "--docker-host", h.docker.Host}, args...),
 	}
 	h.resolver.Serve(t, path)
+}
+
+// place opens the network namespace that the endpoint of a resolver that runs stands in.
+func (h *host) place(t *testing.T) *testnet.Namespace {
+	t.Helper()
+	place, err := testnet.Open(netns.PinPath(h.db()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = place.Close() })
+	return place
 }
 
 // admin asks the resolver's admin listener, from the host.

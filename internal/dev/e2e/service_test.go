@@ -60,7 +60,10 @@ func endpointSocket(t *testing.T, ns *testnet.Namespace) *os.File {
 func TestRestartsLoseNoRequest(t *testing.T) {
 	const restarts = 10
 	h := newHost(t)
-	socket := endpointSocket(t, h.ns)
+	if _, err := h.command("netns"); err != nil { // as the unit does
+		t.Fatal(err)
+	}
+	socket := endpointSocket(t, h.place(t))
 	args := []string{"--db", h.db(), "--docker-host", h.docker.Host, "--rate", "0"}
 	resolver := passed(t, h.ns, socket, nil, args...)
 	resolver.Serve(t, "/healthz")
