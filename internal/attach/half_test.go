@@ -93,11 +93,20 @@ func TestAnAddIsCutShort(t *testing.T) {
 	}
 	byCommand := func(t *testing.T, w *world, b *box) {
 		cmd := exec.Command(filepath.Join(bin, "ecs-resolver"), append([]string{"attach", b.ID}, w.flags()...)...)
+		started := make(chan struct{})
 		w.cut(t, b, func() {
-			if err := w.ns.Run(cmd); err == nil {
+			err := w.ns.Start(cmd)
+			close(started)
+			if err == nil {
+				err = cmd.Wait()
+			}
+			if err == nil {
 				t.Error("attach succeeded")
 			}
-		}, func() { reap(cmd) })
+		}, func() {
+			<-started
+			_ = cmd.Process.Kill() // it may have ended before
+		})
 	}
 	tests := map[string]test{
 		"the plugin of attach, and attach": {byHand, func(t *testing.T, w *world, b *box) {
