@@ -126,7 +126,7 @@ func hold() (err error) {
 		Host: ns, Program: filepath.Join(bin, "ecs-resolver"), Args: []string{"serve", "--auto-attach"},
 		Env: []string{"DOCKER_HOST=" + h.Docker, "IPAM_DB_PATH=" + h.db()}, LogFile: h.log(),
 	}
-	defer func() { err = errors.Join(err, resolver.Stop()) }()
+	defer func() { err = errors.Join(err, resolver.Stop(), resolver.Unpin()) }()
 	if err := resolver.Start(); err != nil {
 		return err
 	}

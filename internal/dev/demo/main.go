@@ -17,6 +17,7 @@ import (
 	"syscall"
 
 	"taskmeta/internal/dev/testnet"
+	"taskmeta/internal/netns"
 )
 
 func main() {
@@ -160,13 +161,13 @@ func (h *host) invite() {
   docker run -d --network container:web %[4]s sleep 1000  # is in the next answer to web
   on() { nsenter --net=%[5]s env PATH=%[6]s:$PATH "$@"; }
   on ecs-resolver bindings
-  on ip -d link show                                      # the bridge and the veth pairs
-  on nft list ruleset                                     # the guard
+  nsenter --net=%[9]s ip -d link show                      # the bridge and the veth pairs
+  nsenter --net=%[9]s nft list ruleset                     # the guard
   on busybox wget -qO- http://127.0.0.1:51680/status.json # what the status page shows
   tail -f %[7]s
 To stop it and take it all away:
   kill %[8]d
-`, h.Docker, h.db(), base, image, h.Netns, h.Bin, h.log(), h.Pid)
+`, h.Docker, h.db(), base, image, h.Netns, h.Bin, h.log(), h.Pid, netns.PinPath(h.db()))
 }
 
 // end ends the application.

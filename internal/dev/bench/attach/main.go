@@ -69,7 +69,7 @@ func run(ctx context.Context, rounds, together int) (err error) {
 		return err
 	}
 	defer events()
-	defer func() { err = errors.Join(err, b.resolver.Stop()) }()
+	defer func() { err = errors.Join(err, b.resolver.Stop(), b.resolver.Unpin()) }()
 	if err := b.serve(ctx, host); err != nil {
 		return err
 	}

@@ -145,7 +145,7 @@ func (h *host) resolver(ctx context.Context, args ...string) error {
 func (h *host) start(args []string, sockets ...*os.File) error {
 	return h.serve(&testnet.Resolver{
 		Host: h.ns, Program: filepath.Join(h.run.bin(), "ecs-resolver"), Files: sockets,
-		Args: append([]string{"--db", h.db(), "--docker-host", "unix://" + h.socket(), "--guard", h.guard, "--log-level", "error"}, args...),
+		Args: append([]string{"--netns", "host", "--db", h.db(), "--docker-host", "unix://" + h.socket(), "--guard", h.guard, "--log-level", "error"}, args...),
 	})
 }
 
