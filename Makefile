@@ -19,7 +19,7 @@ demo: prerequisites build ## Show the main job on a host of its own (KEEP=1 leav
 	@go run ./internal/dev/demo $(if $(KEEP),-keep)
 
 test: prerequisites fmt lint build ## Run every test, on real namespaces and a real Docker daemon (needs root).
-	go test -race -count=1 -timeout 10m ./...
+	go test -race -count=1 -timeout 15m ./...
 
 engines: ## Run the tests that need Docker on that of Debian 14 (needs root).
 	.ci/prerequisites engines

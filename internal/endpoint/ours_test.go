@@ -83,7 +83,9 @@ func TestAnAdministratorsBridgeIsTakenAsItIs(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, guard.Strict)
 	h.sh(t, "ip link add ecs-bridge address 02:00:00:00:00:77 type bridge; ip link set ecs-bridge up")
-	h.run(t)
+	if err := h.Serve(h.sockets); err != nil {
+		t.Fatal(err)
+	}
 	h.attach(t, "c1", "")
 	h.attach(t, "c2", "")
 	for range 3 {

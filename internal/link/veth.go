@@ -164,9 +164,13 @@ func (h *Host) makePair(t *Task, a ecs.Attachment, mtu int, attach rtnl.Step) (a
 			if _, held := h.Link(name); held == nil {
 				return nil, fmt.Errorf("veth %s exists: %w", name, ecs.ErrHeld)
 			}
-			if free, freeErr := h.isFree(index); freeErr != nil || free {
-				return nil, fmt.Errorf("%s: %w", a.IfName, errors.Join(ErrNameTaken, freeErr))
+			switch _, taken := t.Link(a.IfName); {
+			case taken == nil:
+				return nil, fmt.Errorf("%s: %w", a.IfName, ErrNameTaken)
+			case !errors.Is(taken, unix.ENODEV):
+				return nil, taken
 			}
+			// Else it is the index, here or in the task since it was looked for.
 		default:
 			return nil, err
 		}
