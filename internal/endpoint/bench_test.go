@@ -33,7 +33,7 @@ func BenchmarkLook(b *testing.B) {
 				var used time.Duration
 				for b.Loop() {
 					before := processorTime(b)
-					if err := h.ensure(b.Context(), ends); err != nil {
+					if err := h.ensure(ends); err != nil {
 						b.Fatal(err)
 					}
 					used += processorTime(b) - before

@@ -6,7 +6,6 @@ package endpoint
 
 import (
 	"cmp"
-	"context"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -152,14 +151,14 @@ func (k *Keeper) EnsureBridge() error {
 // Serve makes the endpoint for these sockets, which are bound to the bridge from then on.
 func (k *Keeper) Serve(sockets []net.Listener) error {
 	k.sockets = sockets
-	return k.Ensure(context.Background())
+	return k.Ensure()
 }
 
 // Ensure makes what is missing of the endpoint, and makes every port whole.
-func (k *Keeper) Ensure(ctx context.Context) error { return k.ensure(ctx, true) }
+func (k *Keeper) Ensure() error { return k.ensure(true) }
 
-func (k *Keeper) ensure(ctx context.Context, ends bool) error {
-	err := k.restore(ctx, ends)
+func (k *Keeper) ensure(all bool) error {
+	err := k.restore(all)
 	if err != nil {
 		err = fmt.Errorf("making the endpoint on bridge %s: %w", k.cfg.Bridge, err)
 	}
@@ -169,9 +168,10 @@ func (k *Keeper) ensure(ctx context.Context, ends bool) error {
 	return err
 }
 
-// restore looks at all of it once and makes what is missing. With ends it also looks at the
-// tasks' ends of some ports, for which it has to enter their namespaces.
-func (k *Keeper) restore(ctx context.Context, ends bool) error {
+// restore looks at the endpoint once and makes what is missing. With all it also looks at the
+// other places, and at the tasks' ends of some ports, for which it has to enter their
+// namespaces.
+func (k *Keeper) restore(all bool) error {
 	k.soon = false
 	pinned := k.keepPin()
 	host, err := link.Open(k.cfg.Netns)
@@ -187,10 +187,10 @@ func (k *Keeper) restore(ctx context.Context, ends bool) error {
 	if err := host.EnsureAddr(bridge, link.Endpoint); err != nil {
 		return err
 	}
-	places := k.openPlaces()
-	defer places.close()
+	others := &elsewhere{keeper: k}
+	defer others.close()
 	bindings, readErr := k.cfg.Bindings() // the bindings' own check says so
-	ports := k.keptOf(bindings, append([]*link.Host{host}, places.hosts()...))
+	ports := k.keptOf(bindings, host, others)
 	readdressed, err := k.ensureGateways(host, bridge, ports)
 	if err != nil {
 		return err
@@ -204,18 +204,21 @@ func (k *Keeper) restore(ctx context.Context, ends bool) error {
 	if err != nil {
 		return err
 	}
-	mended, moved, links, err := k.mendPorts(ctx, host, bridge, ports, places, ends)
+	mended, moved, links, err := k.mendPorts(host, bridge, ports, others, all)
 	if err != nil {
 		return err
 	}
-	if !first && (undone || remade || pinned || readdressed) {
+	repaired := !first && (undone || remade || pinned || readdressed)
+	if repaired {
 		k.cfg.Logger.Warn("the endpoint was made whole again", "bridge", bridge.Name,
 			"bridge_made_again", remade, "table_made_again", undone, "addresses_made_again", readdressed, "pin_made_again", pinned)
 	}
 	if moved > 0 {
 		k.cfg.Logger.Info("ports were moved to the endpoint's network namespace", "bridge", bridge.Name, "ports", moved)
 	}
-	k.clear(places, ports)
+	if all || others.opened {
+		k.clear(others.get())
+	}
 	on := readPorts(host, links, ports)
 	var held Held
 	if readErr == nil {
@@ -223,7 +226,7 @@ func (k *Keeper) restore(ctx context.Context, ends bool) error {
 			held = HeldBy(bindings)
 		}
 	}
-	k.found(UnknownPorts(host, on, held), !first && (undone || remade || pinned || readdressed || mended > 0))
+	k.found(UnknownPorts(host, on, held), repaired || !first && mended > 0)
 	k.cfg.CloseEnded(without(host, on))
 	return nil
 }

@@ -138,7 +138,7 @@ func newHostAt(t testing.TB, mode guard.Mode, apart bool) *host {
 // run makes the endpoint, and keeps it until the test ends.
 func (h *host) run(t *testing.T) {
 	t.Helper()
-	if err := h.Ensure(t.Context()); err != nil {
+	if err := h.Ensure(); err != nil {
 		t.Fatal(err)
 	}
 	h.keep(t)
@@ -351,12 +351,12 @@ func TestTheTasksEndIsMadeWhole(t *testing.T) {
 				t.Fatal(err)
 			}
 			task := h.attach(t, "c1", "")
-			if err := h.Ensure(t.Context()); err != nil {
+			if err := h.Ensure(); err != nil {
 				t.Fatal(err)
 			}
 			before := task.Sh(t, ends)
 			task.Sh(t, remove)
-			if err := h.Ensure(t.Context()); err != nil {
+			if err := h.Ensure(); err != nil {
 				t.Fatal(err)
 			}
 			if now := task.Sh(t, ends); now != before {
@@ -469,7 +469,7 @@ func TestAnotherInterfaceOfThatName(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, guard.Strict)
 	h.sh(t, "ip link add ecs-bridge type veth peer name peer")
-	if err := h.Ensure(t.Context()); err == nil || !strings.Contains(err.Error(), "making the endpoint on bridge ecs-bridge: interface ecs-bridge is a veth") {
+	if err := h.Ensure(); err == nil || !strings.Contains(err.Error(), "making the endpoint on bridge ecs-bridge: interface ecs-bridge is a veth") {
 		t.Errorf("Ensure says %v", err)
 	}
 	if tables := h.sh(t, "nft list tables"); tables != "" {
@@ -496,7 +496,7 @@ func TestChecksOfAHostWithoutAnEndpoint(t *testing.T) {
 	if err := CheckTable(links, "ecs-bridge", guard.Off); err != nil {
 		t.Errorf("with the guard off: %v", err)
 	}
-	if err := h.Ensure(t.Context()); err != nil {
+	if err := h.Ensure(); err != nil {
 		t.Fatal(err)
 	}
 	if ports, err := CheckBridge(links, "ecs-bridge", none); ports != 0 || err != nil {

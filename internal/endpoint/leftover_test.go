@@ -15,7 +15,7 @@ func TestWhatAnEarlierRunLeftIsWithdrawn(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []guard.Mode{guard.Strict, guard.Off} {
 		h := newHost(t, mode)
-		if err := errors.Join(h.EnsureBridge(), h.Ensure(t.Context())); err != nil {
+		if err := errors.Join(h.EnsureBridge(), h.Ensure()); err != nil {
 			t.Fatal(err)
 		}
 		kept := func() bool {

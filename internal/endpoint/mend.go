@@ -1,7 +1,6 @@
 package endpoint
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -40,7 +39,7 @@ type kept struct {
 
 // keptOf reads the bindings whose ports are kept here. What was read before is taken as it
 // was.
-func (k *Keeper) keptOf(bindings []*ecs.Binding, hosts []*link.Host) []*kept {
+func (k *Keeper) keptOf(bindings []*ecs.Binding, host *link.Host, others *elsewhere) []*kept {
 	if bindings == nil {
 		return nil
 	}
@@ -55,7 +54,7 @@ func (k *Keeper) keptOf(bindings []*ecs.Binding, hosts []*link.Host) []*kept {
 				k.cfg.Logger.Error("a port is not kept whole: its configuration cannot be read", "container", b.Container, "ifname", b.IfName, "err", err)
 			case s.IsOf(k.cfg.Bridge, k.cfg.Pin):
 				if b.Conf == nil {
-					s.TakeGateways(subnetsOf(hosts, k.cfg.Bridge))
+					s.TakeGateways(subnetsOf(append([]*link.Host{host}, others.hosts()...), k.cfg.Bridge))
 				}
 				p = &kept{Spec: s, name: link.HostName(b.Attachment), rules: k.cfg.Guard != guard.Off}
 			}
@@ -89,7 +88,7 @@ func subnetsOf(hosts []*link.Host, bridge string) (all []netip.Prefix) {
 
 // mendPorts makes whole every port that is not. It returns how many it made whole, how many
 // it moved from another place, and the ports that the bridge had before.
-func (k *Keeper) mendPorts(ctx context.Context, host *link.Host, bridge link.Bridge, ports []*kept, ps places, ends bool) (mended, moved int, on []rtnl.Link, err error) {
+func (k *Keeper) mendPorts(host *link.Host, bridge link.Bridge, ports []*kept, others *elsewhere, ends bool) (mended, moved int, on []rtnl.Link, err error) {
 	on, err = host.BridgePorts(bridge.Index)
 	if err != nil {
 		return 0, 0, nil, err
@@ -118,7 +117,7 @@ func (k *Keeper) mendPorts(ctx context.Context, host *link.Host, bridge link.Bri
 			delete(k.failing, p.Binding.Attachment)
 			continue
 		}
-		wasMoved, ok := k.mend(ctx, host, bridge, p.Spec, ps, task)
+		wasMoved, ok := k.mend(host, bridge, p.Spec, others, task)
 		switch {
 		case wasMoved:
 			moved++
@@ -193,7 +192,7 @@ func (p *kept) problem(look *guard.Look, host *link.Host, bridge link.Bridge, l 
 // mend makes a port whole, unless somebody else is at work on it, and reports whether it
 // did, or moved it from another place. Task says that the task's end is what lacks
 // something. What fails is tried again after a pause that grows.
-func (k *Keeper) mend(ctx context.Context, host *link.Host, bridge link.Bridge, s *port.Spec, ps places, task bool) (moved, mended bool) {
+func (k *Keeper) mend(host *link.Host, bridge link.Bridge, s *port.Spec, others *elsewhere, task bool) (moved, mended bool) {
 	a := s.Binding.Attachment
 	if f := k.failing[a]; f != nil && time.Now().Before(f.next) {
 		return false, false
@@ -208,7 +207,7 @@ func (k *Keeper) mend(ctx context.Context, host *link.Host, bridge link.Bridge, 
 		if !k.holds(s.Binding) {
 			return false, false
 		}
-		moved, mended, err = k.mendLocked(ctx, host, bridge, s, ps, task)
+		moved, mended, err = k.mendLocked(host, bridge, s, others, task)
 	}
 	switch {
 	case errors.Is(err, port.ErrGone):
@@ -222,7 +221,7 @@ func (k *Keeper) mend(ctx context.Context, host *link.Host, bridge link.Bridge, 
 	return moved, mended
 }
 
-func (k *Keeper) mendLocked(ctx context.Context, host *link.Host, bridge link.Bridge, s *port.Spec, ps places, task bool) (moved, mended bool, err error) {
+func (k *Keeper) mendLocked(host *link.Host, bridge link.Bridge, s *port.Spec, others *elsewhere, task bool) (moved, mended bool, err error) {
 	if task {
 		if s.CheckTask() == nil {
 			return false, false, nil
@@ -237,9 +236,9 @@ func (k *Keeper) mendLocked(ctx context.Context, host *link.Host, bridge link.Br
 		return false, false, err
 	}
 	if !found {
-		other, at := ps.find(s.Binding.Attachment)
+		other, at := others.find(s.Binding.Attachment)
 		if other == nil {
-			return false, true, s.Make(ctx, host, bridge)
+			return false, true, s.Make(host, bridge)
 		}
 		if err := other.move(at, bridge.Name, k.cfg.Netns); err != nil {
 			return false, false, err

@@ -61,7 +61,7 @@ func TestOurOwnAddressesAreNoOthers(t *testing.T) {
 	h := newHost(t, guard.Strict)
 	h.sh(t, "ip link add ecs-bridge type bridge")
 	for range 2 {
-		if err := errors.Join(h.EnsureBridge(), h.Ensure(t.Context())); err != nil {
+		if err := errors.Join(h.EnsureBridge(), h.Ensure()); err != nil {
 			t.Fatal(err)
 		}
 		links, err := link.Open(h.ns)
@@ -89,7 +89,7 @@ func TestAnAdministratorsBridgeIsTakenAsItIs(t *testing.T) {
 	h.attach(t, "c1", "")
 	h.attach(t, "c2", "")
 	for range 3 {
-		if err := h.Ensure(t.Context()); err != nil {
+		if err := h.Ensure(); err != nil {
 			t.Fatal(err)
 		}
 	}

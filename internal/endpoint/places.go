@@ -22,43 +22,58 @@ type place struct {
 	veths map[ecs.Attachment]link.Veth
 }
 
-type places []*place
+// Elsewhere is the other places. They are opened when one is first asked for, since to list
+// what stands there takes longer the more interfaces the host has, and most looks miss
+// nothing.
+type elsewhere struct {
+	keeper *Keeper
+	opened bool
+	all    []*place
+}
 
-// openPlaces opens the other places, and lists what stands in them.
-func (k *Keeper) openPlaces() (all places) {
-	add := func(ns *netns.NS, pin string, ours bool) {
-		host, err := link.Open(ns)
-		var veths []link.Veth
-		if err == nil {
-			veths, err = host.Veths()
-		}
-		if err != nil {
-			k.cfg.Logger.Debug("another place of ports cannot be looked at", "netns", ns.Path(), "err", err)
-			return
-		}
-		p := &place{host, pin, ours, make(map[ecs.Attachment]link.Veth, len(veths))}
-		for _, v := range veths {
-			p.veths[v.Attachment] = v
-		}
-		all = append(all, p)
+// get opens the places, and lists what stands in them.
+func (e *elsewhere) get() []*place {
+	if e.opened {
+		return e.all
 	}
-	if !k.onHost() {
-		add(k.cfg.Host, "", false)
-	} else if pin := netns.PinPath(k.cfg.DB); true {
+	e.opened = true
+	k := e.keeper
+	switch {
+	case !k.onHost():
+		e.add(k.cfg.Host, "", false)
+	default:
+		pin := netns.PinPath(k.cfg.DB)
 		if ns, err := netns.Pinned(pin); err == nil && ns.ID() != k.cfg.Netns.ID() {
-			add(ns, pin, true)
+			e.add(ns, pin, true)
 		} else if err == nil {
 			_ = ns.Close()
 		}
 	}
 	for _, ns := range k.strays {
-		add(ns, "", false)
+		e.add(ns, "", false)
 	}
-	return all
+	return e.all
 }
 
-func (ps places) close() {
-	for _, p := range ps {
+func (e *elsewhere) add(ns *netns.NS, pin string, ours bool) {
+	host, err := link.Open(ns)
+	var veths []link.Veth
+	if err == nil {
+		veths, err = host.Veths()
+	}
+	if err != nil {
+		e.keeper.cfg.Logger.Debug("another place of ports cannot be looked at", "netns", ns.Path(), "err", err)
+		return
+	}
+	p := &place{host, pin, ours, make(map[ecs.Attachment]link.Veth, len(veths))}
+	for _, v := range veths {
+		p.veths[v.Attachment] = v
+	}
+	e.all = append(e.all, p)
+}
+
+func (e *elsewhere) close() {
+	for _, p := range e.all {
 		ns := p.NS
 		p.Close()
 		if p.ours {
@@ -67,16 +82,16 @@ func (ps places) close() {
 	}
 }
 
-func (ps places) hosts() (all []*link.Host) {
-	for _, p := range ps {
+func (e *elsewhere) hosts() (all []*link.Host) {
+	for _, p := range e.get() {
 		all = append(all, p.Host)
 	}
 	return all
 }
 
 // find returns the place in which the port of an attachment stands, nil for none.
-func (ps places) find(a ecs.Attachment) (*place, link.Veth) {
-	for _, p := range ps {
+func (e *elsewhere) find(a ecs.Attachment) (*place, link.Veth) {
+	for _, p := range e.get() {
 		if v, ok := p.veths[a]; ok {
 			return p, v
 		}
@@ -127,27 +142,21 @@ func (p *place) move(v link.Veth, bridge string, to *netns.NS) error {
 
 // clear takes away what the endpoint left in other places, once no port stands there and no
 // other resolver serves there.
-func (k *Keeper) clear(ps places, ports []*kept) {
-	for _, p := range ps {
+func (k *Keeper) clear(all []*place) {
+	for _, p := range all {
 		if len(p.veths) > 0 || serves(p.NS) {
 			continue
 		}
-		if err := k.clearPlace(p, ports); err != nil {
+		if err := k.clearPlace(p); err != nil {
 			k.cfg.Logger.Warn("what the endpoint left in another network namespace cannot be removed", "netns", p.NS.Path(), "err", err)
 		}
 	}
 }
 
-func (k *Keeper) clearPlace(p *place, kept []*kept) error {
+func (k *Keeper) clearPlace(p *place) error {
 	b, err := p.Bridge(k.cfg.Bridge)
 	if err == nil {
-		gateways := make(map[netip.Prefix]bool)
-		for _, s := range kept {
-			for _, gateway := range s.Grant.Gateways {
-				gateways[gateway] = true
-			}
-		}
-		if err := ClearBridge(p.Host, b, gateways); err != nil {
+		if err := clearBridge(p.Host, b, k.gateways); err != nil {
 			return err
 		}
 	}
@@ -166,9 +175,9 @@ func (k *Keeper) clearPlace(p *place, kept []*kept) error {
 	return nil
 }
 
-// ClearBridge removes a bridge that was made here and has no ports, and from another one its
+// clearBridge removes a bridge that was made here and has no ports, and from another one its
 // addresses: the endpoint's, and if it has no ports the gateways.
-func ClearBridge(host *link.Host, b link.Bridge, gateways map[netip.Prefix]bool) error {
+func clearBridge(host *link.Host, b link.Bridge, gateways map[netip.Prefix]bool) error {
 	ports, err := host.BridgePorts(b.Index)
 	if err != nil {
 		return err

@@ -90,7 +90,7 @@ func TestPortsAreMovedBothWays(t *testing.T) {
 			for i := range 3 {
 				tasks = append(tasks, h.attach(t, fmt.Sprint("c", i), `, "ipv4-subnet": "10.9.0.0/24", "ipv4-gateway": "10.9.0.77"`))
 			}
-			if err := h.Ensure(t.Context()); err != nil {
+			if err := h.Ensure(); err != nil {
 				t.Fatal(err)
 			}
 			if first {
@@ -276,7 +276,7 @@ func TestWhatIsNotOursIsNotCleared(t *testing.T) {
 		t.Errorf("a resolver's address was taken: %s", got)
 	}
 	other.Close()
-	if err := h.Ensure(t.Context()); err != nil {
+	if err := h.Ensure(); err != nil {
 		t.Fatal(err)
 	}
 	if got := h.Sh(t, "ip -o address show dev ecs-bridge"); strings.Contains(got, "169.254.170.2") || !strings.Contains(got, "10.1.0.1") {

@@ -9,6 +9,7 @@ import (
 	"taskmeta/internal/ecs"
 	"taskmeta/internal/guard"
 	"taskmeta/internal/link"
+	"taskmeta/internal/port"
 )
 
 // Remove takes away all that the endpoint, the plugins and a resolver have made in a network
@@ -54,7 +55,7 @@ func removePorts(host *link.Host, say func(string)) error {
 		if b, err := host.LinkAt(v.Bridge); v.Bridge != 0 && err == nil {
 			bridge = b.Name
 		}
-		err := host.DelVeth(v, func() error { return guard.Remove(host.Conn, bridge, v.Name, guard.Mode(v.Guard) != guard.Off) })
+		err := port.Detach(host, bridge, v)
 		if err == nil {
 			say(fmt.Sprintf("veth %s of %s", v.Name, v.Attachment))
 		}

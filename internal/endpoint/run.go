@@ -42,7 +42,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 		if due := k.due(); due != 0 {
 			again = time.After(due)
 		}
-		ends := false
+		all := false
 		select {
 		case <-ctx.Done():
 			return nil
@@ -51,7 +51,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 				return lost
 			}
 		case <-tick.C:
-			ends = true
+			all = true
 		case <-pin.C:
 			if k.isPinned() {
 				continue
@@ -59,7 +59,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 		case <-again:
 		}
 		before := k.Err()
-		if err := k.ensure(ctx, ends); err != nil && before == nil {
+		if err := k.ensure(all); err != nil && before == nil {
 			k.cfg.Logger.Error("the endpoint is gone, and tasks get no answer; making it again is tried at each change", "every", checkInterval, "err", err)
 		}
 		select {
@@ -85,8 +85,7 @@ func (k *Keeper) watch(ctx context.Context) (<-chan error, error) {
 			changes <- errors.New(lost)
 		}
 	}
-	links, err := rtnl.Watch(ctx, k.cfg.Netns, k.concerns, unix.NETLINK_ROUTE,
-		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_NEIGH)
+	links, err := link.Watch(ctx, k.cfg.Netns, k.concerns)
 	if err != nil {
 		return nil, err
 	}

@@ -47,7 +47,7 @@ func attach(ctx context.Context, t *testing.T, ns *netns.NS, task *Task) error {
 		return err
 	}
 	defer h.Close()
-	changed, err := Watch(ctx, ns)
+	changed, err := Watch(ctx, ns, nil)
 	if err != nil {
 		return err
 	}

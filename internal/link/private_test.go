@@ -283,7 +283,7 @@ func TestWatchPrivate(t *testing.T) {
 		"ip rule add iif lo pref 99 lookup " + fmt.Sprint(tablesOf("ecs-bridge").in),
 	} {
 		ctx, cancel := context.WithCancel(t.Context()) // a watch that heard of nothing yet
-		links, err := Watch(ctx, c.ns)
+		links, err := Watch(ctx, c.ns, nil)
 		private, errPrivate := WatchPrivate(ctx, c.ns, "ecs-bridge")
 		if err := errors.Join(err, errPrivate); err != nil {
 			t.Fatal(err)

@@ -2,6 +2,7 @@ package link
 
 import (
 	"context"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -38,8 +39,9 @@ func (h *Host) Ports(b Bridge) ([]Port, error) {
 	return ports, nil
 }
 
-// Watch reports that links or addresses of a network namespace have changed: bridges removed
-// or made again, ports come or gone. It is [rtnl.Watch] of those groups.
-func Watch(ctx context.Context, ns *netns.NS) (<-chan struct{}, error) {
-	return rtnl.Watch(ctx, ns, nil, unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR)
+// Watch reports that links, addresses or neighbours of a network namespace have changed:
+// bridges removed or made again, ports come or gone. It is [rtnl.Watch] of those groups.
+func Watch(ctx context.Context, ns *netns.NS, about func(syscall.NetlinkMessage) bool) (<-chan struct{}, error) {
+	return rtnl.Watch(ctx, ns, about, unix.NETLINK_ROUTE,
+		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_NEIGH)
 }

@@ -14,7 +14,7 @@ func TestWatchTellsOfChanges(t *testing.T) {
 	defer cancel()
 	var changed <-chan struct{}
 	onHost(t, func(h *Host) (err error) {
-		if changed, err = Watch(ctx, h.NS); err != nil {
+		if changed, err = Watch(ctx, h.NS, nil); err != nil {
 			return err
 		}
 		for range 2 { // made, and made again

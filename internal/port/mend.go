@@ -1,7 +1,6 @@
 package port
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -102,7 +101,7 @@ func (s *Spec) MendTask() error {
 
 // Make makes the veth pair anew, with the same addresses. What is left of the task's end,
 // whose other end is in no namespace that is known, goes first.
-func (s *Spec) Make(ctx context.Context, host *link.Host, b link.Bridge) (err error) {
+func (s *Spec) Make(host *link.Host, b link.Bridge) (err error) {
 	task, err := s.OpenTask()
 	if err != nil {
 		return err
