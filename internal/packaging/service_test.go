@@ -1,13 +1,8 @@
 package packaging
 
 import (
-	"context"
-	"fmt"
-	"net/http"
 	"os"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 
 	"taskmeta/internal/dev/testnet"
@@ -39,40 +34,13 @@ func TestRestartsRefuseNobody(t *testing.T) {
 	}
 	defer task.Close()
 
-	var answers, later atomic.Int64
-	ctx, enough := context.WithCancel(t.Context())
-	var clients sync.WaitGroup
-	defer clients.Wait()
-	defer enough()
-	for i := range 4 {
-		clients.Go(func() {
-			transport := &http.Transport{DialContext: task.DialContext, DisableKeepAlives: i%2 == 0}
-			defer transport.CloseIdleConnections()
-			for ctx.Err() == nil {
-				status, body, err := testnet.Get(t.Context(), transport, "http://169.254.170.2/v2/metadata")
-				switch {
-				case err == nil && status == http.StatusServiceUnavailable:
-					later.Add(1) // it says when to ask again
-				case err != nil || status != http.StatusOK || !strings.Contains(body, arn):
-					t.Errorf("a request failed, kept connections %v: %d %s %v", i%2 == 1, status, body, err)
-					return
-				default:
-					answers.Add(1)
-				}
-			}
-		})
-	}
+	clients := task.Clients(t, "http://169.254.170.2/v2/metadata", arn)
+	defer clients.Stop()
 	for range restarts {
-		before := answers.Load()
-		testnet.Await(t, "more answers", func() error {
-			if n := answers.Load() - before; n < 100 {
-				return fmt.Errorf("%d", n)
-			}
-			return nil
-		})
+		clients.Await(t, 100)
 		m.must(t, "systemctl", "restart", "ecs-resolver")
 	}
-	t.Logf("%d answers over %d restarts, and %d times the word to ask again", answers.Load(), restarts, later.Load())
+	t.Logf("%s, over %d restarts", clients, restarts)
 }
 
 // The endpoint is in its namespace, which the service and the machine see alike; also when the

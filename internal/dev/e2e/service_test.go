@@ -75,42 +75,15 @@ func TestRestartsLoseNoRequest(t *testing.T) {
 	}
 	defer ns.Close()
 
-	var answers, later atomic.Int64
-	ctx, enough := context.WithCancel(t.Context())
-	var clients sync.WaitGroup
-	defer clients.Wait()
-	defer enough()
-	for i := range 4 {
-		clients.Go(func() {
-			transport := &http.Transport{DialContext: ns.DialContext, DisableKeepAlives: i%2 == 0}
-			defer transport.CloseIdleConnections()
-			for ctx.Err() == nil {
-				status, body, err := testnet.Get(t.Context(), transport, url("/v2/metadata"))
-				switch {
-				case err == nil && status == http.StatusServiceUnavailable:
-					later.Add(1) // it says when to ask again
-					continue
-				case err != nil || status != http.StatusOK || !strings.Contains(body, web.arn):
-					t.Errorf("a request failed, kept connections %v: %d %s %v", i%2 == 1, status, body, err)
-					return
-				}
-				answers.Add(1)
-			}
-		})
-	}
+	clients := ns.Clients(t, url("/v2/metadata"), web.arn)
+	defer clients.Stop()
 	for range restarts {
-		before := answers.Load()
-		testnet.Await(t, "more answers", func() error {
-			if n := answers.Load() - before; n < 100 {
-				return fmt.Errorf("%d", n)
-			}
-			return nil
-		})
+		clients.Await(t, 100)
 		if err := errors.Join(resolver.Stop(), resolver.Start()); err != nil {
 			t.Fatal(err)
 		}
 	}
-	t.Logf("%d answers over %d restarts, and %d times the word to ask again", answers.Load(), restarts, later.Load())
+	t.Logf("%s, over %d restarts", clients, restarts)
 }
 
 // What systemd is told, and that a signal ends the resolver with requests done.
