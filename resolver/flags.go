@@ -20,7 +20,6 @@ import (
 // Defaults of flags.
 const (
 	defaultAdmin  = "127.0.0.1:51680"
-	defaultBridge = "ecs-bridge"
 	defaultListen = "169.254.170.2:80"
 	noBridge      = "none" // the value of --bridge for a resolver without one
 	onHost        = "host" // the value of --netns for a bridge among the host's interfaces
@@ -57,7 +56,7 @@ func (f *flags) dataFlags(set *pflag.FlagSet) {
 // placeFlags say which bridge the tasks are on, and where it stands.
 func (f *flags) placeFlags(set *pflag.FlagSet) {
 	f.netnsFlag(set)
-	set.StringVar(&f.bridge, "bridge", defaultBridge, "tasks' bridge `NAME`, or none")
+	set.StringVar(&f.bridge, "bridge", guard.DefaultBridge, "tasks' bridge `NAME`, or none")
 }
 
 func (f *flags) netnsFlag(set *pflag.FlagSet) {

@@ -20,6 +20,7 @@ import (
 
 	"taskmeta/internal/ecs"
 	"taskmeta/internal/endpoint"
+	"taskmeta/internal/guard"
 	"taskmeta/internal/link"
 	"taskmeta/internal/netns"
 )
@@ -53,7 +54,7 @@ without taskmeta's ports and addresses. It prints what it removes.`,
 // remove removes everything, and says of each thing that it is removed. A failure does not
 // keep the rest from being removed.
 func remove(ctx context.Context, f *flags, out io.Writer) error {
-	f.bridge = defaultBridge // so that the pin's path is known
+	f.bridge = guard.DefaultBridge // so that the pin's path is known
 	pin, err := f.pin()
 	if err != nil {
 		return err

@@ -12,6 +12,7 @@ import (
 	"github.com/containernetworking/cni/libcni"
 
 	"taskmeta/internal/ecs"
+	"taskmeta/internal/guard"
 )
 
 // BuiltinNetwork is the name of the network that needs no configuration file.
@@ -97,18 +98,15 @@ func (a *Attacher) configuration(key ecs.Attachment) (*libcni.NetworkConfigList,
 
 // bridgesOf are the bridges that a network's attachments are on, and the resolver's.
 func bridgesOf(list *libcni.NetworkConfigList, resolver string) []string {
-	bridges := []string{cmp.Or(resolver, defaultBridge)}
+	bridges := []string{cmp.Or(resolver, guard.DefaultBridge)}
 	for _, plugin := range list.Plugins {
 		var written struct{ Bridge string }
 		if plugin.Network.Type == "ecs-bridge" && json.Unmarshal(plugin.Bytes, &written) == nil {
-			bridges = append(bridges, cmp.Or(written.Bridge, defaultBridge))
+			bridges = append(bridges, cmp.Or(written.Bridge, guard.DefaultBridge))
 		}
 	}
 	return bridges
 }
-
-// defaultBridge is ecs-bridge's.
-const defaultBridge = "ecs-bridge"
 
 // inject adds keys to the configuration of each plugin.
 func inject(list *libcni.NetworkConfigList, keys map[string]any) (*libcni.NetworkConfigList, error) {

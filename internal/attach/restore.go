@@ -6,12 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
-	"slices"
 
 	"taskmeta/internal/bindingdb"
 	"taskmeta/internal/ecs"
+	"taskmeta/internal/ipam"
 	"taskmeta/internal/link"
 )
 
@@ -60,11 +59,8 @@ func (a *Attacher) restore(ctx context.Context) (err error) {
 	return nil
 }
 
-// confKeys are what a binding keeps of the configuration of its ADD.
-var confKeys = []string{"bridge", "mtu", "guard", "blockInstanceMetadata", "netns", "ipam"}
-
-// conf is what is known of the configuration by which an attachment was made, nil for the
-// defaults.
+// conf is what a binding records of the configuration of its ADD, as far as that is known; nil
+// stands for the defaults.
 func (a *Attacher) conf(key ecs.Attachment) json.RawMessage {
 	list, err := a.configuration(key)
 	if err == nil {
@@ -78,8 +74,7 @@ func (a *Attacher) conf(key ecs.Attachment) json.RawMessage {
 		if plugin.Network.Type != "ecs-bridge" || json.Unmarshal(plugin.Bytes, &keys) != nil {
 			continue
 		}
-		maps.DeleteFunc(keys, func(key string, _ json.RawMessage) bool { return !slices.Contains(confKeys, key) })
-		if text, err := json.Marshal(keys); err == nil {
+		if text, err := ipam.Record(keys); err == nil {
 			return text
 		}
 	}

@@ -6,6 +6,9 @@ import (
 	"net/netip"
 )
 
+// DefaultSubnet is the one that addresses are given of where no other is configured.
+var DefaultSubnet = netip.MustParsePrefix("169.254.172.0/22")
+
 // A Pool is a subnet less what is never granted from it: the network address, which in
 // IPv6 is every router's; the IPv4 broadcast address; the gateway; and [EndpointAddr].
 type Pool struct {

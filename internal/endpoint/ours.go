@@ -51,14 +51,11 @@ func CheckOurs(host *link.Host, name string, bindings func() ([]*ecs.Binding, er
 	return nil
 }
 
-// defaultSubnet is that of tasks whose configuration names none.
-var defaultSubnet = netip.MustParsePrefix("169.254.172.0/22")
-
 // ours reports of an address that does not say so whether it is one for tasks all the same, as
 // those are which AWS's plugin gave, or ours on a kernel that does not keep who gave one: the
 // endpoint's, the default subnet's, or in the subnet of a binding.
 func ours(a netip.Prefix, held []*ecs.Binding) bool {
-	if a == link.Endpoint || a.Masked() == defaultSubnet {
+	if a == link.Endpoint || a.Masked() == ecs.DefaultSubnet {
 		return true
 	}
 	return slices.ContainsFunc(held, func(b *ecs.Binding) bool {

@@ -48,4 +48,7 @@ func Filters(c *rtnl.Conn) ([]string, error) {
 	return names, nil
 }
 
-var familyName = map[nftables.TableFamily]string{nftables.TableFamilyIPv4: "ip", nftables.TableFamilyINet: "inet"}
+// familyName is what nft calls a family.
+var familyName = map[nftables.TableFamily]string{
+	nftables.TableFamilyIPv4: "ip", nftables.TableFamilyINet: "inet", nftables.TableFamilyNetdev: "netdev",
+}

@@ -30,7 +30,7 @@ type Host struct {
 	Mode Mode
 }
 
-// DefaultBridge is the bridge whose table has the name without a suffix.
+// DefaultBridge is the bridge where none is named. Its table has the name without a suffix.
 const DefaultBridge = "ecs-bridge"
 
 // table is the one of the bridge. nft takes letters, digits, '-', '.' and '_' in a name; of

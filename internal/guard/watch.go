@@ -2,40 +2,15 @@ package guard
 
 import (
 	"context"
-	"fmt"
 	"strings"
 	"syscall"
 
-	"github.com/google/nftables"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"taskmeta/internal/netns"
 	"taskmeta/internal/rtnl"
 )
-
-// RemovePorts removes the table of the ports' chains from a namespace in which no port is
-// left.
-func RemovePorts(c *rtnl.Conn) error {
-	conn, err := dial(c)
-	if err != nil {
-		return err
-	}
-	defer conn.CloseLasting()
-	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyNetdev)
-	if err != nil {
-		return fmt.Errorf("listing tables: %w", explain(err))
-	}
-	for _, t := range tables {
-		if t.Name == tableName {
-			conn.DelTable(t)
-		}
-	}
-	if err := conn.Flush(); err != nil && !gone(err) {
-		return fmt.Errorf("deleting table netdev %s: %w", tableName, explain(err))
-	}
-	return nil
-}
 
 // Watch reports that somebody has changed the rules of the guard; any number of changes
 // that have not been looked at are one. Those of this package are reported like others'.

@@ -199,7 +199,7 @@ var (
 	ipv4 = &family{
 		name: "IPv4", prefix: "ipv4-", bits: 32,
 		subnet: "169.254.172.0/22", route: "169.254.170.2/32",
-		defaultSubnet: "169.254.172.0/22",
+		defaultSubnet: ecs.DefaultSubnet.String(),
 		defaultRoutes: json.RawMessage(`[{"dst": "` + ecs.EndpointAddr.String() + `/32"}]`),
 	}
 	ipv6 = &family{

@@ -88,7 +88,7 @@ func identify(r *cniedge.Request, conf *config) (ecs.Binding, error) {
 	}
 	ns, _ := netns.Identify(r.Netns) // 0 if there is none at the path
 	b := ecs.Binding{Attachment: r.Attachment, Netns: r.Netns, NetnsID: ns.Ino, ID: conf.id, TaskARN: arn, Labels: conf.labels, Hops: conf.hops()}
-	if b.Conf, err = recorded(r.Keys); err != nil {
+	if b.Conf, err = Record(r.Keys); err != nil {
 		return ecs.Binding{}, err
 	}
 	prev, err := r.PrevResult()

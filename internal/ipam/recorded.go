@@ -14,8 +14,8 @@ import (
 // like: ecs-bridge's, and ours.
 var recordedKeys = []string{"bridge", "mtu", "guard", "blockInstanceMetadata", "netns", "ipam"}
 
-// recorded is the part of a network configuration that goes into the binding.
-func recorded(keys map[string]json.RawMessage) (json.RawMessage, error) {
+// Record is the part of a network configuration that goes into the binding.
+func Record(keys map[string]json.RawMessage) (json.RawMessage, error) {
 	kept := make(map[string]json.RawMessage, len(recordedKeys))
 	for _, key := range recordedKeys {
 		if value, ok := keys[key]; ok {
@@ -47,14 +47,10 @@ func Recorded(b *ecs.Binding) (json.RawMessage, error) {
 	return json.Marshal(map[string]any{"ipam": keys})
 }
 
-// Granted is the answer that ADD gave for a binding.
-func Granted(b *ecs.Binding) (*current.Result, error) {
-	text, err := Recorded(b)
-	if err != nil {
-		return nil, err
-	}
+// Granted is the answer that ADD gave for a binding, by its configuration ([Recorded]).
+func Granted(b *ecs.Binding, recorded json.RawMessage) (*current.Result, error) {
 	var keys map[string]json.RawMessage
-	if err := json.Unmarshal(text, &keys); err != nil {
+	if err := json.Unmarshal(recorded, &keys); err != nil {
 		return nil, fmt.Errorf("the configuration of %s: %w", b.Attachment, err)
 	}
 	conf, err := parseConfig(keys)

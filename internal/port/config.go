@@ -14,8 +14,7 @@ import (
 )
 
 const (
-	defaultBridge = "ecs-bridge"
-	defaultMTU    = 1500
+	defaultMTU = 1500
 
 	// What a link can have: the least is what IPv4 asks for, the most what the kernel's
 	// bridges and veths take.
@@ -59,7 +58,7 @@ func ParseConfig(stdin []byte) (*Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Config{Bridge: defaultBridge, MTU: defaultMTU, Guard: guard.Strict}
+	c := &Config{Bridge: guard.DefaultBridge, MTU: defaultMTU, Guard: guard.Strict}
 	for _, k := range []struct {
 		path     string
 		value    json.RawMessage
@@ -99,7 +98,7 @@ func ParsePlace(stdin []byte) (Place, error) {
 	if err != nil {
 		return Place{}, err
 	}
-	p := Place{Bridge: defaultBridge}
+	p := Place{Bridge: guard.DefaultBridge}
 	if w.Bridge != nil && json.Unmarshal(w.Bridge, &p.Bridge) != nil {
 		return Place{}, cniedge.BadKey("bridge", w.Bridge, bridgeExpected)
 	}

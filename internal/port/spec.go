@@ -29,7 +29,7 @@ func Of(b *ecs.Binding) (*Spec, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the configuration of %s: %w", b.Attachment, err)
 	}
-	result, err := ipam.Granted(b)
+	result, err := ipam.Granted(b, conf)
 	if err != nil {
 		return nil, err
 	}

@@ -9,18 +9,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
-	"syscall"
-	"time"
 
-	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/types/create"
 	"golang.org/x/sys/unix"
 
 	"taskmeta/internal/cniedge"
 	"taskmeta/internal/ipam"
+	"taskmeta/internal/pluginexec"
 	"taskmeta/internal/port"
 )
 
@@ -80,31 +77,18 @@ func (d *delegate) do(ctx context.Context, verb string) (result *current.Result,
 	return result, nil
 }
 
-// run starts the plugin's program and waits for its end. Should this process be killed, so
-// is the plugin: it must not go on taking an address after the runtime has gone on to undo
-// the ADD. Its log is ours.
+// run starts the plugin's program and waits for its end. Its log is ours.
 func (d *delegate) run(ctx context.Context, verb string) (*current.Result, error) {
-	// The kernel kills the child when the thread that started it ends.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	cmd := exec.CommandContext(ctx, d.path)
 	cmd.Env = d.request.Environ(verb)
 	cmd.Stdin = bytes.NewReader(d.request.Config)
 	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	cmd.WaitDelay = time.Second // for what the plugin may have started, and what holds its output
-	out, err := cmd.Output()
+	out, err := pluginexec.Run(ctx, cmd)
 	var exit *exec.ExitError
 	switch {
-	case ctx.Err() != nil:
-		return nil, context.Cause(ctx)
 	case errors.As(err, &exit):
-		var answer types.Error
-		if json.Unmarshal(out, &answer) == nil && answer.Code != 0 {
-			return nil, &answer
-		}
 		return nil, fmt.Errorf("it ended without an answer (%s): %s", exit, bytes.TrimSpace(out))
-	case err != nil && !errors.Is(err, exec.ErrWaitDelay):
+	case err != nil:
 		return nil, err
 	case verb != "ADD":
 		return nil, nil
