@@ -23,7 +23,7 @@ type Check struct {
 type Server struct {
 	Host     string // the page's title
 	Version  string
-	Instance string // by which a question to the endpoint knows whose answer it is
+	Instance string // a random ID, by which `ecs-resolver status` recognizes this process
 	Checks   []Check
 	Requests *Requests
 	// State and TaskOf are asked at each scrape, and every two seconds by each page that is

@@ -167,8 +167,9 @@ func (a *Attacher) renew(ctx context.Context, c docker.Container) (Attached, err
 	return a.anew(ctx, c)
 }
 
-// anew attaches a container of which there is nothing. An ADD that fails is followed by a
-// DEL: the plugin that failed has undone its own part, those before it in the chain have not.
+// anew attaches a container that has no remains of an earlier ADD. After an ADD that fails it
+// sends a DEL: the plugin that failed has undone its own part, but the plugins before it in the
+// chain have not.
 func (a *Attacher) anew(ctx context.Context, c docker.Container) (Attached, error) {
 	key, path := a.key(c.ID), netns.Path(c.Pid)
 	list, err := a.configure(a.network, c.Labels)

@@ -145,7 +145,7 @@ func TestAnAddIsCutShort(t *testing.T) {
 	}
 }
 
-// The same under a resolver, of which the plugin is killed, or which is itself.
+// The same while a resolver runs: its plugin is killed, or the resolver itself.
 func TestAutoAttachIsCutShort(t *testing.T) {
 	t.Parallel()
 	for name, killed := range map[string]func(*testing.T, *world){

@@ -12,8 +12,8 @@ import (
 	"taskmeta/internal/dev/testnet"
 )
 
-// Containers that were restarted while no resolver ran, of which Docker has forgotten the
-// starts, are attached when one runs, and stay so.
+// Containers were restarted while no resolver ran, and Docker has forgotten the events. The
+// next resolver attaches them, and they stay attached.
 func TestWhatRestartedMeanwhileStaysAttached(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -77,9 +77,9 @@ func (c Config) configure(list *libcni.NetworkConfigList, labels map[string]stri
 	return &full, nil
 }
 
-// configuration is the one by which an attachment was made, as far as libcni keeps it: the
-// flags or the file may say something else by now. The network of an attachment that somebody
-// else made is not known; the built-in one has the same plugins.
+// configuration returns the network configuration of an attachment's ADD. libcni keeps it, and
+// the flags or the file may have changed since. If somebody else made the attachment its network
+// is not known, and the built-in one stands in: it has the same plugins.
 func (a *Attacher) configuration(key ecs.Attachment) (*libcni.NetworkConfigList, error) {
 	if key.IsProbe() {
 		return forProbes(a.network), nil

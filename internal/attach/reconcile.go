@@ -331,8 +331,8 @@ func (r *reconciler) check(ctx context.Context, c docker.Container) error {
 	return nil
 }
 
-// detach detaches a container of which its ID alone may be known. Most that end were never
-// attached.
+// detach detaches a container that has ended. It needs no more than the ID. Most containers
+// that end were never attached.
 func (r *reconciler) detach(ctx context.Context, id string) error {
 	start := time.Now()
 	r.mu.Lock()

@@ -130,7 +130,7 @@ func (a *Attacher) mark(key ecs.Attachment) string {
 	return filepath.Join(a.cache(), "adding", file(key))
 }
 
-// cached is the file in which libcni keeps the result of an attachment's ADD.
+// cached is the path of the file where libcni keeps the result of an attachment's ADD.
 func (a *Attacher) cached(key ecs.Attachment) string {
 	return filepath.Join(a.cache(), "results", file(key))
 }

@@ -59,8 +59,8 @@ func (a *Attacher) restore(ctx context.Context) (err error) {
 	return nil
 }
 
-// conf is what a binding records of the configuration of its ADD, as far as that is known; nil
-// stands for the defaults.
+// conf returns the part of the ADD's configuration that a binding records, or nil, which stands
+// for the defaults, if that is not known.
 func (a *Attacher) conf(key ecs.Attachment) json.RawMessage {
 	list, err := a.configuration(key)
 	if err == nil {

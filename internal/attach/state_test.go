@@ -66,8 +66,8 @@ func TestState(t *testing.T) {
 	}
 }
 
-// What cannot be attached is told of once, and again for another reason; it is tried less and
-// less often, but at once when its container starts.
+// A container that cannot be attached is logged once for each reason. The pauses between
+// attempts grow, and a start of the container ends the pause.
 func TestPausesGrow(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -334,6 +334,23 @@ func TestTheHostsTableIsMadeAgain(t *testing.T) {
 	}
 }
 
+// A task's end that is down shows by the carrier of the host's end, and is brought up at once.
+func TestATasksEndThatIsDown(t *testing.T) {
+	t.Parallel()
+	h := newHostAt(t, guard.Strict, apart)
+	h.run(t)
+	task := h.attach(t, "c1", "")
+	testnet.Await(t, "the port", func() error { return h.whole(t) })
+	before := task.Sh(t, ends)
+	task.Sh(t, "ip link set eth0 down")
+	testnet.Await(t, "the task's end", func() error {
+		if now := task.Sh(t, ends); now != before {
+			return errors.New(now)
+		}
+		return nil
+	})
+}
+
 // What a task's end lacks is given back, when somebody looks at it.
 func TestTheTasksEndIsMadeWhole(t *testing.T) {
 	t.Parallel()
