@@ -78,13 +78,7 @@ func TestAStormOfKills(t *testing.T) {
 	w.docker.LoseEvents()
 	w.serve(t)
 	w.await(t, stay...)
-	addrs := make(map[string]string)
-	for id, addr := range w.addrs() {
-		if addrs[addr] != "" {
-			t.Errorf("%s and %s have %s", id, addrs[addr], addr)
-		}
-		addrs[addr] = id
-	}
+	w.distinct(t)
 	for _, b := range gone {
 		testnet.Await(t, "nothing to be left of "+b.Name, func() error { return w.free(b) })
 	}
@@ -121,5 +115,17 @@ func (w *world) killSome() {
 			_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended
 			return
 		}
+	}
+}
+
+// distinct checks that no address has two holders.
+func (w *world) distinct(t *testing.T) {
+	t.Helper()
+	addrs := make(map[string]string)
+	for id, addr := range w.addrs() {
+		if addrs[addr] != "" {
+			t.Errorf("%s and %s have %s", id, addrs[addr], addr)
+		}
+		addrs[addr] = id
 	}
 }

@@ -156,11 +156,10 @@ func TestSlowInspectionsAreFew(t *testing.T) {
 	}
 }
 
-// The end of a container is known by its event: told to whoever detaches it and shown to its
-// task, though the daemon answers no inspection, or no request at all any more.
-func TestAnEndNeedsNoInspection(t *testing.T) {
-	t.Parallel()
-	for name, fail := range map[string]func(*fakedocker.Daemon, *Index){
+// inspectionsFail are the ways in which a daemon that goes on with its events describes no
+// container.
+func inspectionsFail(t *testing.T) map[string]func(*fakedocker.Daemon, *Index) {
+	return map[string]func(*fakedocker.Daemon, *Index){
 		"inspections hang": func(f *fakedocker.Daemon, _ *Index) {
 			f.Replace(func(kind string, w http.ResponseWriter, r *http.Request) bool {
 				return kind == "inspect" && fakedocker.Hang(kind, w, r)
@@ -184,7 +183,14 @@ func TestAnEndNeedsNoInspection(t *testing.T) {
 				return nil
 			})
 		},
-	} {
+	}
+}
+
+// The end of a container is known by its event: told to whoever detaches it and shown to its
+// task, though the daemon answers no inspection, or no request at all any more.
+func TestAnEndNeedsNoInspection(t *testing.T) {
+	t.Parallel()
+	for name, fail := range inspectionsFail(t) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			web, app := fakedocker.Container(0, "", arn), fakedocker.Container(1, fakedocker.ID(0), arn)

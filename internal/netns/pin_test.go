@@ -55,8 +55,20 @@ func TestPin(t *testing.T) {
 			t.Fatalf("the namespaces are %v, and this process's is %v", ids, own.ID())
 		}
 	}
+}
 
-	ns, err := Pinned(path)
+// One that is open is pinned again, in place of another. The process's own is no namespace
+// apart.
+func TestPinAgain(t *testing.T) {
+	t.Parallel()
+	needRoot(t)
+	path := filepath.Join(t.TempDir(), "netns")
+	t.Cleanup(func() { _ = Unpin(path) })
+	own, err := Own()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ns, err := Pin(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +83,6 @@ func TestPin(t *testing.T) {
 		t.Error(err)
 	}
 
-	// One that is open is pinned again, in place of another.
 	if err := Unpin(path); err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +97,6 @@ func TestPin(t *testing.T) {
 	if now, err := Identify(path); err != nil || now != ns.ID() {
 		t.Errorf("at the path is %v (%v), want %v", now, err, ns.ID())
 	}
-	// The process's own is no namespace apart.
 	if err := own.PinAt(path); err != nil {
 		t.Fatal(err)
 	}

@@ -136,19 +136,7 @@ func TestTwoResolversOnOneHost(t *testing.T) {
 			return nil
 		}
 		testnet.Await(t, "the answer on "+bridge, get)
-		clients.Go(func() {
-			lost := 0
-			for range requests {
-				if err := get(); err != nil {
-					if lost++; lost < 5 {
-						t.Errorf("on %s: %v", bridge, err)
-					}
-				}
-			}
-			if lost > 0 {
-				t.Errorf("on %s, %d of %d requests are lost", bridge, lost, requests)
-			}
-		})
+		clients.Go(func() { loseNone(t, bridge, requests, get) })
 	}
 	clients.Wait()
 	for _, r := range resolvers {
@@ -176,4 +164,19 @@ func TestTheAgentsRuleAfterADefaultRun(t *testing.T) {
 		nft 'add table ip agent; add chain ip agent pre { type nat hook prerouting priority dstnat; }; add rule ip agent pre ip daddr 169.254.170.2 tcp dport 80 dnat to 127.0.0.1:51679'`)
 	h.serve(t, "--bridge", "none", "--listen", net.JoinHostPort("127.0.0.1", "51679"))
 	web.isKnown(t)
+}
+
+// loseNone makes so many requests on a bridge, none of which may be lost.
+func loseNone(t *testing.T, bridge string, requests int, get func() error) {
+	lost := 0
+	for range requests {
+		if err := get(); err != nil {
+			if lost++; lost < 5 {
+				t.Errorf("on %s: %v", bridge, err)
+			}
+		}
+	}
+	if lost > 0 {
+		t.Errorf("on %s, %d of %d requests are lost", bridge, lost, requests)
+	}
 }
