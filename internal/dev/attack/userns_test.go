@@ -148,7 +148,9 @@ func (w *world) keepRemoving(t *testing.T) (stop func()) {
 				default:
 				}
 				clear(i.ports)
-				if err := i.look(); err != nil {
+				if err := i.look(); errors.Is(err, netlink.ErrDumpInterrupted) {
+					continue // links came or went meanwhile: the list is read again
+				} else if err != nil {
 					return err
 				}
 				if index, there := i.ports[w.victim.veth]; there {
